@@ -1,0 +1,52 @@
+# Each target makes .venv and installs what it needs; once that is there, it costs nothing.
+#
+# torch: constraints.txt pins the version, pip picks the build. On Linux that is a CUDA build of
+# several GB. For another one (CPU only, another CUDA), install it first; make keeps it, since the
+# pin holds for every build of that version:
+#     make .venv/bin/python
+#     .venv/bin/python -m pip install torch==2.13.0 --index-url <the index PyTorch's site names>
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench
+
+VENV := .venv/bin/python
+# Nothing here needs a model hub: the demo's backbone comes with a package.
+OFFLINE := HF_HUB_OFFLINE=1
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.demo ## one LoRA run from start to end, on this machine, offline
+	$(OFFLINE) $(VENV) -m lora_exp
+
+test: .venv/.dev ## the tests
+	$(VENV) -m pytest
+
+lint: .venv/.dev ## ruff (rules and format) and pyright
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	$(VENV) -m pyright
+
+bench: .venv/.dev ## the speed figures: every script in benchmarks/
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(OFFLINE) $(VENV) $$script; done
+
+# A stamp says that an extra is installed as these two files ask for; dev includes demo.
+.venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | $(VENV)
+	$(VENV) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@ .venv/.demo
+
+# `ensurepip` is what Debian's python3 lacks without python3-venv.
+.venv/bin/python:
+	@for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+		$$python -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null || continue; \
+		$$python -c 'import ensurepip' 2>/dev/null || { lacking=$$python; continue; }; \
+		exec $$python -m venv .venv; \
+	done; \
+	if [ "$$lacking" ]; then \
+		echo "$$lacking cannot make virtual environments;" \
+			"on Debian and Ubuntu: apt-get install python3-venv"; \
+	else \
+		echo "lora_exp needs Python 3.11 or newer, and none is on PATH;" \
+			"on Debian 12 and newer: apt-get install python3 python3-venv"; \
+	fi >&2; exit 1
