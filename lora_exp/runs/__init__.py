@@ -1,0 +1,1 @@
+"""What a run is: its config and schema, its signature, its folder."""

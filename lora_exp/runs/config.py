@@ -1,0 +1,288 @@
+"""What a run is, as one typed tree: the schema that the values in YAML (`conf/`) must fit.
+
+Every default here is part of a signature's meaning (`runs/signature.py` leaves out fields that hold
+their default), so a default never changes: a value that should evolve belongs in YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from lora_exp.errors import UserError, nearest
+
+METHODS = ("lora", "full", "bitfit")
+PRECISIONS = ("fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+INITIALISATIONS = ("kaiming_uniform", "normal")
+TASK_KINDS = ("classification", "agreement")
+METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman")
+TRACKERS = ("none", "wandb")
+WANDB_MODES = ("online", "offline", "disabled")
+
+
+@dataclass
+class ModelConfig:
+    """The pre-trained backbone."""
+
+    name_or_path: str = MISSING
+    """Hub id, local folder, or `package:MODULE/FOLDER` for weights in a Python package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the default branch."""
+    dropout: float | None = None
+    """Dropout of the backbone, hidden states and attention alike; null keeps the model's own."""
+    head_dropout: float | None = None
+    """Dropout before the classification head; null keeps the model's own."""
+
+
+@dataclass
+class TaskConfig:
+    """What is learned, and on which data."""
+
+    name: str = MISSING
+    """Name in tables and run folders; also the task's folder inside `data_dir`."""
+    kind: str = "classification"
+    """`classification` (tables of text and label, GLUE included) or `agreement` (generated)."""
+    data_dir: str | None = None
+    """Folder with the data, or with a folder NAME that has it; null takes the data from the hub."""
+    hub: str | None = None
+    """Data set id on the hub."""
+    subset: str | None = None
+    """Configuration of the data set on the hub."""
+    text: list[str] = field(default_factory=list)
+    """The one or two columns that hold the text, in the order the model reads them."""
+    label: str = "label"
+    """The column that holds the label."""
+    labels: list[str] | None = None
+    """Label names in the order of their numbers; null takes those of the training data, sorted."""
+    regression: bool = False
+    """The label is a number to predict, not a class."""
+    metrics: list[str] | None = None
+    """Metrics on the validation set, the one that decides the best epoch first; null: accuracy and
+    F1 for two classes, accuracy for more, Pearson and Spearman for regression."""
+    validation: list[str] = field(default_factory=lambda: ["validation"])
+    """Validation splits; the first decides the best epoch, the others are only measured."""
+    data_seed: int = 0
+    """Seed of generated data (`agreement`); the run's own seed does not touch the data."""
+
+
+@dataclass
+class PlacementConfig:
+    """Which weights get LoRA."""
+
+    preset: str = "qv"
+    """`qv`, `attention`, `mlp` or `all_linear`: a set of weights known for each architecture."""
+    targets: list[str] | None = None
+    """Patterns of module names, used instead of the preset: `query`, `layer.0.*.dense`; slices of a
+    fused projection after a colon: `c_attn:query,value`."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation: W + (alpha / r) B A (Hu et al. 2021, section 4.1)."""
+
+    r: int = 8
+    """Rank."""
+    alpha: float = 16.0
+    """Scaling numerator; the update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the input of A."""
+    init: str = "kaiming_uniform"
+    """How A starts: `kaiming_uniform` (loralib) or `normal` with the model's initializer_range (the
+    published DeBERTa runs). B starts at zero."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Which weights get LoRA."""
+
+
+@dataclass
+class TrainConfig:
+    """The optimisation and its bookkeeping."""
+
+    lr: float = MISSING
+    """Peak learning rate."""
+    epochs: int = 3
+    """Passes over the training data."""
+    max_steps: int | None = None
+    """Number of updates; if given, `epochs` does not count."""
+    batch_size: int = 32
+    """Sequences per update, over all devices."""
+    micro_batch_size: int | None = None
+    """Sequences per forward pass; smaller saves memory, the update stays the same. null: all."""
+    max_length: int = 512
+    """Tokens per example; longer ones are cut, the longer text first."""
+    precision: str = "fp32"
+    """`fp32`, or `bf16`: frozen matrices and activations in bf16, everything trained in fp32."""
+    warmup_ratio: float = 0.0
+    """Share of the updates in which the learning rate rises from zero."""
+    warmup_steps: int | None = None
+    """Number of warm-up updates; if given, `warmup_ratio` does not count."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; none on biases and norms."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; 0 does not clip."""
+    eval_every: int | None = None
+    """Evaluate every so many updates (and at the end); null: at the end of each epoch."""
+    log_every: int = 10
+    """Updates between two lines of training loss in metrics.jsonl."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two checkpoints; each evaluation ends with one as well."""
+
+
+@dataclass
+class TrackerConfig:
+    """Who watches, besides metrics.jsonl, which is always written."""
+
+    name: str = "none"
+    """`none` or `wandb`."""
+    mode: str = "online"
+    """W&B: `online`, `offline` or `disabled`."""
+    project: str = "lora-exp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; null is your default."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: str = "lora"
+    """How the model is adapted: `lora`, `full` or `bitfit`."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 1
+    """Decides initial values, data order and dropout."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), `cpu` or `cuda`."""
+    outputs: str = "outputs"
+    """Folder of all runs."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    rerun: bool = False
+    """Train a finished run again; its result is kept under `outputs/superseded`."""
+
+
+def from_mapping(values: Any) -> Config:
+    """A `Config` from a DictConfig or a mapping, interpolations resolved.
+
+    Raises:
+        OmegaConfBaseException: for an unknown key, a missing value or one of the wrong type.
+    """
+    # As plain values: a typed node would bring keys that were added to it (`+key=value`) along.
+    plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config as YAML, every field written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def check(config: Config) -> None:
+    """Refuse impossible values.
+
+    Raises:
+        UserError: with one line for each value that cannot be, all of them at once.
+    """
+    problems: list[str] = []
+
+    def require(holds: bool, key: str, value: object, rule: str) -> None:
+        if not holds:
+            problems.append(f"{key}={value}: {rule}")
+
+    def choice(key: str, value: str, options: tuple[str, ...]) -> None:
+        if value not in options:
+            problems.append(f"{key}={value}: {nearest(value, options, kind='choices')}")
+
+    def share(key: str, value: float | None) -> None:
+        require(value is None or 0 <= value < 1, key, value, "must be at least 0 and below 1.")
+
+    def positive(key: str, value: float | None) -> None:
+        require(value is None or value > 0, key, value, "must be greater than 0.")
+
+    task, model, lora, train = config.task, config.model, config.lora, config.train
+
+    choice("task.kind", task.kind, TASK_KINDS)
+    for metric in task.metrics or ():
+        choice("task.metrics", metric, METRICS)
+    require(task.metrics != [], "task.metrics", task.metrics, "name at least one metric, or null.")
+    require(bool(task.validation), "task.validation", task.validation, "name at least one split.")
+    if task.kind == "classification":
+        require(
+            len(task.text) in (1, 2), "task.text", task.text, "name one or two columns of text."
+        )
+        require(
+            task.data_dir is not None or task.hub is not None,
+            "task.data_dir",
+            "null",
+            "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
+        )
+
+    share("model.dropout", model.dropout)
+    share("model.head_dropout", model.head_dropout)
+
+    choice("method", config.method, METHODS)
+    positive("lora.r", lora.r)
+    positive("lora.alpha", lora.alpha)
+    share("lora.dropout", lora.dropout)
+    choice("lora.init", lora.init, INITIALISATIONS)
+    require(lora.placement.targets != [], "lora.placement.targets", "[]", "name a module, or null.")
+
+    positive("train.lr", train.lr)
+    positive("train.epochs", train.epochs)
+    positive("train.max_steps", train.max_steps)
+    positive("train.batch_size", train.batch_size)
+    positive("train.micro_batch_size", train.micro_batch_size)
+    require(train.max_length > 2, "train.max_length", train.max_length, "must be greater than 2.")
+    choice("train.precision", train.precision, PRECISIONS)
+    require(
+        0 <= train.warmup_ratio <= 1,
+        "train.warmup_ratio",
+        train.warmup_ratio,
+        "must lie between 0 and 1; a number of updates is train.warmup_steps.",
+    )
+    require(
+        train.warmup_steps is None or train.warmup_steps >= 0,
+        "train.warmup_steps",
+        train.warmup_steps,
+        "must be at least 0.",
+    )
+    require(
+        train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "cannot be negative."
+    )
+    share("train.adam_beta1", train.adam_beta1)
+    share("train.adam_beta2", train.adam_beta2)
+    positive("train.adam_epsilon", train.adam_epsilon)
+    require(
+        train.max_grad_norm >= 0, "train.max_grad_norm", train.max_grad_norm, "cannot be negative."
+    )
+    positive("train.eval_every", train.eval_every)
+    positive("train.log_every", train.log_every)
+    require(
+        train.checkpoint_seconds >= 0,
+        "train.checkpoint_seconds",
+        train.checkpoint_seconds,
+        "cannot be negative.",
+    )
+
+    choice("device", config.device, DEVICES)
+    require(0 <= config.seed < 2**32, "seed", config.seed, "must lie between 0 and 2^32 - 1.")
+    choice("tracker.name", config.tracker.name, TRACKERS)
+    choice("tracker.mode", config.tracker.mode, WANDB_MODES)
+
+    if problems:
+        raise UserError("\n".join(problems))

@@ -1,0 +1,146 @@
+"""The run folder: everything that is known of one run, and the only place where it is known."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from lora_exp.errors import UserError
+from lora_exp.runs import files
+from lora_exp.runs.config import Config, from_mapping, to_yaml
+
+State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
+
+
+class RunFolder:
+    """`outputs/runs/<slug>-<signature>/`; the files and when they are written:
+
+    ============== ============================================================ ====================
+    config.yaml    the whole resolved config                                    once, first
+    run.json       signature, group, command, code, packages, host              once
+    status.json    state, epoch, step, heartbeat, attempt, reason               replaced
+    metrics.jsonl  one JSON object a line: step, epoch, split, values           appended
+    result.json    the result; its presence means done                          once
+    adapter/       every trained tensor, in the form that PEFT opens            at each new best
+    checkpoint/    all that an exact resume needs                               periodically
+    log.txt        the log                                                      appended
+    ============== ============================================================ ====================
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.adapter = path / "adapter"
+        self.checkpoint = path / "checkpoint"
+        self.metrics_file = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+
+    def create(self, config: Config, provenance: dict[str, Any]) -> None:
+        """Make the folder of a run that is to start or to be queued; one that exists stays."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(self.path)
+        if not (self.path / "config.yaml").exists():
+            files.write(self.path / "config.yaml", to_yaml(config))
+        if not (self.path / "run.json").exists():
+            files.write_json(self.path / "run.json", provenance)
+
+    @property
+    def config(self) -> Config:
+        """The config that the run was made with."""
+        return from_mapping(OmegaConf.load(self.path / "config.yaml"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """`run.json`, empty where it is missing."""
+        return files.read_json(self.path / "run.json") or {}
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`status.json`; a valid result beats any state written there."""
+        status = files.read_json(self.path / "status.json") or {"state": "queued", "attempt": 0}
+        return status | {"state": "done"} if self.result is not None else status
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """`result.json`, or None while the run is not done."""
+        return files.read_json(self.path / "result.json")
+
+    def set_status(self, state: State, **details: Any) -> None:
+        """Replace the status: `attempt`, `step`, `epoch`, `reason` and the like in `details`."""
+        status = {
+            "state": state,
+            "heartbeat": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **details,
+        }
+        files.write_json(self.path / "status.json", status)
+
+    def finish(self, result: dict[str, Any], **details: Any) -> None:
+        """Write the result: from now on the run is done, and needs no checkpoint any more."""
+        files.write_json(self.path / "result.json", result)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        self.set_status("done", **details)
+
+    def settle(self) -> None:
+        """Do what is left to do if a process was killed right after it wrote the result."""
+        written = files.read_json(self.path / "status.json") or {}
+        if self.result is not None and written.get("state") != "done":
+            with self.lock():
+                files.remove_temporaries(self.path)
+                shutil.rmtree(self.checkpoint, ignore_errors=True)
+                files.write_json(self.path / "status.json", written | {"state": "done"})
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that a crash cut short is left out."""
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def metrics_size(self) -> int:
+        """Length of metrics.jsonl in bytes, once all of it is safely on disk."""
+        with self.metrics_file.open("a") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut_metrics(self, size: int) -> None:
+        """Cut metrics.jsonl back to the length it had at a checkpoint, so a step stands once."""
+        with self.metrics_file.open("a") as file:
+            file.truncate(size)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: no second process of this machine trains it meanwhile.
+
+        The lock goes with the process, however it ends.
+
+        Raises:
+            UserError: if another process holds it.
+        """
+        path = self.path / ".lock"
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                status = self.status
+                raise UserError(
+                    f"{self.path}: this run is being trained by process {status.get('pid')} on "
+                    f"{status.get('host')}. Wait for it, or stop that process."
+                ) from None
+            yield

@@ -1,0 +1,67 @@
+"""Where a result came from: the command, the code, the packages, the machine."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("lora-exp", "torch", "transformers", "safetensors", "datasets", "hydra-core", "numpy")
+
+
+def provenance(
+    *, signature: str, group: str, overrides: list[str], gpu: str | None
+) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Args:
+        signature: of the run.
+        group: signature without the seed.
+        overrides: what the user gave on the command line.
+        gpu: name of the device, None on a CPU.
+    """
+    return {
+        "signature": signature,
+        "group": group,
+        "overrides": overrides,
+        "command": shlex.join(["python", "-m", "lora_exp", *sys.argv[1:]]),
+        "git": git_state(Path(__file__)),
+        "packages": {"python": platform.python_version()} | _versions(),
+        "host": platform.node(),
+        "gpu": gpu,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def git_state(file: Path) -> dict[str, Any] | None:
+    """The commit of the checkout that a file belongs to and what was changed since.
+
+    None where the file is not under version control (an installed package) or there is no git.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)
+        commit = git("rev-parse", "HEAD").strip()
+        patch = git("diff", "HEAD", "--binary")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(patch), "patch": patch}
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

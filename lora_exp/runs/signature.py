@@ -1,0 +1,96 @@
+"""A run's identity: a hash of what decides its result, wherever it runs and whoever watches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from lora_exp.runs.config import Config
+
+# Where a run happens, how often it is written down and who watches: none of it decides the result.
+# The data and the backbone enter by their fingerprints, not by where they lie.
+UNDECIDING = {
+    "device",
+    "outputs",
+    "rerun",
+    "tracker",
+    "task.data_dir",
+    "task.hub",
+    "task.subset",
+    "model.name_or_path",
+    "model.revision",
+    "train.micro_batch_size",
+    "train.log_every",
+    "train.checkpoint_seconds",
+}
+
+
+def signature(config: Config, *, data: str, backbone: str) -> str:
+    """Twelve hexadecimal digits that two runs share only if their results must be equal.
+
+    Args:
+        config: the run.
+        data: fingerprint of the data (`lora_exp.tasks.fingerprint`).
+        backbone: fingerprint of the pre-trained model (`lora_exp.models.fingerprint`).
+    """
+    return _digest({"config": deciding(config), "data": data, "backbone": backbone})
+
+
+def group(config: Config, *, data: str, backbone: str) -> str:
+    """The same without the seed: runs of one group differ only in their seed."""
+    decided = deciding(config)
+    decided.pop("seed", None)
+    return _digest({"group": decided, "data": data, "backbone": backbone})
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """The fields that decide a result, as a flat mapping without those that hold their default.
+
+    Leaving defaults out lets a field be added later without changing the signatures that exist.
+    """
+    undeciding = set(UNDECIDING)
+    if config.method != "lora":
+        undeciding.add("lora")
+    if config.lora.placement.targets is not None:
+        undeciding.add("lora.placement.preset")
+    if config.train.max_steps is not None:
+        undeciding.add("train.epochs")
+    if config.train.warmup_steps is not None:
+        undeciding.add("train.warmup_ratio")
+
+    decided: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for spec in fields(node):
+            key, value = prefix + spec.name, getattr(node, spec.name)
+            if key in undeciding:
+                continue
+            if is_dataclass(value):
+                visit(value, key + ".")
+                continue
+            factory = spec.default_factory
+            default = spec.default if factory is MISSING else factory()
+            if value != default:
+                decided[key] = value
+
+    visit(config, "")
+    return decided
+
+
+def slug(config: Config) -> str:
+    """A readable name for the run's folder: task, model, method, rank, seed."""
+    model = re.split(r"[/:]", config.model.name_or_path.removesuffix("/model").rstrip("/"))[-1]
+    parts = [config.task.name, model, config.method]
+    if config.method == "lora":
+        placement = config.lora.placement
+        parts += [f"r{config.lora.r}", "custom" if placement.targets else placement.preset]
+    parts.append(f"seed{config.seed}")
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "x" for part in parts)[:120]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
