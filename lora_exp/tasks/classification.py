@@ -1,0 +1,241 @@
+"""Tables of text and label, from files or from the Hugging Face hub; GLUE is eight of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from lora_exp.errors import UserError, nearest
+from lora_exp.runs.config import TaskConfig
+from lora_exp.tasks import tables
+from lora_exp.tasks.data import Examples, TaskData
+
+STEMS = {
+    "validation": ("validation", "dev"),
+    "validation_matched": ("validation_matched", "dev_matched", "dev", "validation"),
+    "validation_mismatched": ("validation_mismatched", "dev_mismatched"),
+}
+"""What the file of a split may be called; other splits have files of their own name."""
+
+SHOWN = 20
+"""Names that an error message shows of a folder."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What JSON can write as an escape, but no text can hold and no tokenizer can read."""
+
+
+def load(task: TaskConfig) -> TaskData:
+    """The examples of a task, from `task.data_dir` if that is given and else from the hub.
+
+    A class may stand in the data by its name in `task.labels` or by its number there (by its name
+    only, where names are numbers themselves). Without `task.labels` the classes are those that the
+    hub declares, or the distinct labels of the training data, sorted.
+
+    Raises:
+        UserError: for data that is missing or malformed, naming file, line and what was expected.
+    """
+    if task.data_dir is not None:
+        read, declared = partial(_read_files, task), None
+    else:
+        from lora_exp.tasks.hub import open_hub
+
+        read, declared = open_hub(task)
+    if task.regression:
+        names, label_of = None, _number
+    else:
+        names = _classes(task, declared, read)
+        label_of = partial(_class, _spellings(names))
+
+    def examples(split: str) -> Examples:
+        texts, labels = [], []
+        for place, (*values, label) in read(split, [*task.text, task.label]):
+            for column, text in zip(task.text, values, strict=True):
+                _check_text(place, column, text)
+            if not any(values):  # one of a pair may be empty, as a question in QQP is
+                _check_text(place, task.text[0], None)
+            texts.append(tuple(values))
+            labels.append(label_of(place, label))
+        if not labels:
+            raise UserError(
+                f"task {task.name}: the split {split!r} in {_source(task)} has no rows."
+            )
+        return Examples(texts, labels)
+
+    return TaskData(
+        train=examples("train"),
+        validation={split: examples(split) for split in task.validation},
+        labels=None if names is None else tuple(names),
+    )
+
+
+def fingerprint(task: TaskConfig) -> str:
+    """What the data is, wherever its files lie and whatever they are called.
+
+    Returns:
+        `files:` and a hash of the contents of the files used and of the columns, or
+        `hub:ID:SUBSET`; the hub is not asked.
+
+    Raises:
+        UserError: for files that are missing or cannot be read.
+    """
+    if task.data_dir is None:
+        return f"hub:{task.hub}:{task.subset}"
+    contents = [
+        [(tables.kind(path), tables.digest(path)) for path in _files(task, split)]
+        for split in ("train", *task.validation)
+    ]
+    known = json.dumps([contents, task.text, task.label])
+    return "files:" + hashlib.sha256(known.encode()).hexdigest()
+
+
+# Labels and text
+
+
+def _classes(task: TaskConfig, declared: Sequence[str] | None, read: tables.Read) -> list[str]:
+    """The names of the classes, at least two, in the order of their numbers."""
+    if task.labels is not None:
+        names, origin = task.labels, "task.labels"
+    elif declared is not None:
+        names, origin = declared, f"the column {task.label!r} of {_source(task)}"
+    else:
+        values = {_name(place, label) for place, (label,) in read("train", [task.label])}
+        names = sorted(values, key=int if all(map(_is_integer, values)) else None)
+        origin = f"the column {task.label!r} of the training data in {_source(task)}"
+    if len(set(names)) < max(2, len(names)):
+        raise UserError(
+            f"{origin} has the classes [{', '.join(names)}]; expected at least two, all different."
+        )
+    return list(names)
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]+", text) is not None
+
+
+def _spellings(names: Sequence[str]) -> dict[str, int]:
+    """The number of the class for each text that may stand for it."""
+    known = {name: number for number, name in enumerate(names)}
+    if not any(map(_is_integer, names)):
+        known.update((str(number), number) for number in range(len(names)))
+    return known
+
+
+def _name(place: str, value: object) -> str:
+    if isinstance(value, str | int) and value != "":
+        return str(value)
+    raise UserError(
+        f"{place}: the label is {_shown(value)}; expected the name or the number of a class "
+        "(for numbers to predict: task.regression=true)."
+    )
+
+
+def _class(spellings: Mapping[str, int], place: str, value: object) -> int:
+    name = _name(place, value)
+    number = spellings.get(name)
+    if number is None:
+        raise UserError(f"{place}: unknown label {name!r}. Known are: {', '.join(spellings)}.")
+    return number
+
+
+def _number(place: str, value: object) -> float:
+    try:
+        if isinstance(value, str | int | float) and math.isfinite(number := float(value)):
+            return number
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{place}: the label is {_shown(value)}; expected a finite number.")
+
+
+def _check_text(place: str, column: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise UserError(f"{place}: the column {column!r} is {_shown(text)}; expected text.")
+    if SURROGATE.search(text):
+        raise UserError(
+            f"{place}: the column {column!r} has half of a surrogate pair, not Unicode."
+        )
+
+
+def _shown(value: object) -> str:
+    return "empty" if value is None or value == "" else repr(value)
+
+
+def _source(task: TaskConfig) -> str:
+    if task.data_dir is not None:
+        return str(_folder(task))
+    return f"{task.hub} ({task.subset})" if task.subset else f"{task.hub}"
+
+
+# Files
+
+
+def _read_files(task: TaskConfig, split: str, columns: Sequence[str]) -> Iterator[tables.Row]:
+    for path in _files(task, split):
+        yield from tables.rows(path, columns)
+
+
+def _folder(task: TaskConfig) -> Path:
+    assert task.data_dir is not None
+    top = Path(task.data_dir).expanduser()
+    if not top.is_dir():
+        what = "is not a folder" if top.exists() else "does not exist"
+        parent = top.absolute().parent
+        beside = [entry.name for entry in _listing(parent) if entry.is_dir()]
+        advice = f" {nearest(top.name, beside, kind=f'folders in {parent}')}" if beside else ""
+        raise UserError(f"task.data_dir={task.data_dir} {what}.{advice}")
+    return top / task.name if (top / task.name).is_dir() else top
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}).") from error
+
+
+def _files(task: TaskConfig, split: str) -> list[Path]:
+    """The file of a split, or its shards in order."""
+    folder = _folder(task)
+    stems = STEMS.get(split, (split,))
+    pattern = re.compile(
+        rf"({'|'.join(map(re.escape, stems))})"
+        rf"(?:{'|'.join(map(re.escape, tables.SUFFIXES))}|-\d+-of-(\d+)(?:-[0-9a-f]+)?\.parquet)"
+    )
+    candidates: dict[tuple[str, int], list[Path]] = {}
+    for path in _listing(folder):
+        if match := pattern.fullmatch(path.name):
+            stem, shards = match.groups()
+            candidate = (stem, int(shards)) if shards else (path.name, 1)
+            candidates.setdefault(candidate, []).append(path)
+    if not candidates:
+        raise _nothing_found(task, split, folder, stems)
+    found = ", ".join(path.name for paths in candidates.values() for path in paths)
+    if len(candidates) > 1:
+        raise UserError(
+            f"{folder}: each of {found} could be the split {split!r}. Keep one of them."
+        )
+    ((_, shards), paths) = candidates.popitem()
+    if len(paths) != shards:
+        raise UserError(
+            f"{folder}: the split {split!r} is {len(paths)} of {shards} shards ({found})."
+        )
+    return paths
+
+
+def _nothing_found(task: TaskConfig, split: str, folder: Path, stems: Sequence[str]) -> UserError:
+    looked = [
+        f"{stem}{ending}" for stem in stems for ending in (".tsv", ".csv", ".jsonl", ".parquet")
+    ]
+    names = [path.name + "/" * path.is_dir() for path in _listing(folder)]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    own = "" if folder.name == task.name else f" There is no folder {folder / task.name} either."
+    return UserError(
+        f"task {task.name}: no file for the split {split!r} in {folder}. Looked for "
+        f"{', '.join(looked)} (text also as .gz, parquet also in shards like "
+        f"{stems[0]}-00000-of-00001.parquet); "
+        f"there is {', '.join(names[:SHOWN]) or 'nothing'}{more}.{own}"
+    )
