@@ -1,0 +1,77 @@
+"""Evaluation: every example of every validation split once."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_exp.tasks.metrics import measure
+from lora_exp.train.run import Diverged, Run
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from lora_exp.train.interruption import Interruption
+
+TOKENS = 8192
+"""Most tokens of a batch."""
+
+
+def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | None:
+    """Measure a run and write the lines of metrics.
+
+    Returns:
+        The metrics of the first split under their own names, those of the others with the split's
+        name behind (`accuracy_mismatched`); None if a signal came meanwhile: nothing is written.
+
+    Raises:
+        Diverged: if an output is not a number.
+    """
+    found: dict[str, float] = {}
+    lines = []
+    for split, name in zip(run.data.validation, _suffixes(list(run.data.validation)), strict=True):
+        began = time.perf_counter()
+        outputs = _outputs(run, split, stop, bar)
+        if outputs is None:
+            return None
+        labels = torch.from_numpy(run.data.validation[split].labels)
+        if not torch.isfinite(outputs).all():
+            raise Diverged(f"the outputs on {split} are not finite at step {run.progress.step}.")
+        regression = labels.is_floating_point()
+        predictions = outputs.squeeze(-1) if regression else outputs.argmax(-1)
+        values = measure(run.data.metrics, predictions.numpy(), labels.numpy())
+        values = {"loss": run.loss(outputs, labels).item()} | values
+        lines.append({"split": split} | values | {"seconds": round(time.perf_counter() - began, 3)})
+        found |= {f"{metric}{name}": value for metric, value in values.items()}
+    for line in lines:
+        run.record(**line)
+    return found
+
+
+def _outputs(run: Run, split: str, stop: Interruption, bar: Progress) -> torch.Tensor | None:
+    """[examples, classes] in fp32 on the CPU, in the order of the split; None after a signal."""
+    data = run.data.validation[split]
+    width = run.model.config.num_labels
+    assert width is not None
+    outputs = torch.empty(len(data), width)
+    task = bar.add_task(f"evaluating {split}", total=len(data), note="")
+    run.model.eval()
+    try:
+        with torch.no_grad():
+            for chosen in data.by_length(TOKENS):
+                if stop.requested:
+                    return None
+                batch = data.batch(chosen).to(run.device)
+                outputs[list(chosen)] = run.forward(batch).float().cpu()
+                bar.advance(task, len(chosen))
+                run.heartbeat()
+    finally:
+        bar.remove_task(task)
+        run.model.train()
+    return outputs
+
+
+def _suffixes(splits: list[str]) -> list[str]:
+    return [""] + [f"_{split.removeprefix('validation_')}" for split in splits[1:]]

@@ -1,0 +1,311 @@
+"""One run in the loop: its data, its optimiser, where it stands, and how that is kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lora_exp.methods import method, parameter_counts, trained
+from lora_exp.runs import files
+from lora_exp.runs.config import Config
+from lora_exp.runs.folder import RunFolder
+from lora_exp.train import checkpoint
+from lora_exp.train.batches import Batch, Encoded, epoch_order
+from lora_exp.train.optimiser import Optimiser
+
+if TYPE_CHECKING:
+    from lora_exp.models import Backbone
+    from lora_exp.track import Sink
+
+CHECKPOINT_SHARE = 0.05
+"""Checkpoints take at most about this share of the time, however large they are."""
+HEARTBEAT_SECONDS = 10.0
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the parameters and moments, all that an exact resume needs.
+
+    Data order and dropout are functions of seed and step, so there are no generators to keep.
+    """
+
+    step: int = 0
+    """Updates made."""
+    evaluated: int = 0
+    """The step of the last evaluation."""
+    losses: list[float] = field(default_factory=list)
+    """Of the updates since the last line of training metrics."""
+    best: dict[str, Any] | None = None
+    """`step`, `epoch` and `metrics` of the best evaluation so far."""
+    last: dict[str, float] | None = None
+    """Metrics of the last evaluation."""
+    metrics_size: int = 0
+    """Bytes of metrics.jsonl."""
+    tokens: int = 0
+    train_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    peak_memory: int = 0
+
+
+@dataclass
+class Data:
+    """A task, tokenised."""
+
+    train: Encoded
+    validation: dict[str, Encoded]
+    metrics: list[str]
+    """The first decides the best epoch."""
+
+
+class Run:
+    """A member of the loop.
+
+    Args:
+        config: of the run.
+        folder: the run's, locked by this process.
+        backbone: with the method attached, on its device.
+        forward: batch -> logits [sequences, classes].
+        data: tokenised.
+        sinks: get each line of metrics.
+        attempt: number of the attempt, from 1.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        backbone: Backbone,
+        forward: Callable[[Batch], Tensor],
+        data: Data,
+        sinks: list[Sink],
+        attempt: int,
+    ) -> None:
+        self.config, self.folder, self.backbone, self.forward = config, folder, backbone, forward
+        self.data, self.sinks, self.attempt = data, sinks, attempt
+        self.model = backbone.model
+        self.device = self.model.device
+        self.state = "running"
+        self.reason: str | None = None
+        train = config.train
+        self.steps_per_epoch = math.ceil(len(data.train) / train.batch_size)
+        self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
+        self.eval_every = train.eval_every or self.steps_per_epoch
+        self.optimiser = Optimiser(trained(self.model), train, self.total_steps)
+        self.progress = Progress()
+        self._unread: list[Tensor] = []  # losses that are still on the device
+        self._clock: float | None = None  # since when updates are being made
+        self._begun = self._saved = self._beat = time.monotonic()
+        self._save_seconds = 0.0
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training data so far."""
+        return round(self.progress.step / self.steps_per_epoch, 4)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """An evaluation belongs to this step and has not been made."""
+        step = self.progress.step
+        at_boundary = step % self.eval_every == 0 or step == self.total_steps
+        return step > 0 and at_boundary and self.progress.evaluated != step
+
+    @property
+    def finished(self) -> bool:
+        """All updates are made."""
+        return self.progress.step == self.total_steps
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Enough time has passed since the last one."""
+        pause = max(self.config.train.checkpoint_seconds, self._save_seconds / CHECKPOINT_SHARE)
+        return time.monotonic() - self._saved >= pause
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def micro_batches(self) -> Iterator[tuple[Batch, float]]:
+        """The next update's sequences in pieces, each with its share of the batch."""
+        train, step = self.config.train, self.progress.step
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.data.train), self.config.seed, epoch)
+        start = place * train.batch_size
+        chosen = self._order[1][start : start + train.batch_size].tolist()
+        size = train.micro_batch_size or len(chosen)
+        if self._clock is None:
+            self._clock = time.perf_counter()
+        for number, first in enumerate(range(0, len(chosen), size)):
+            batch = self.data.train.batch(chosen[first : first + size])
+            self.progress.tokens += len(batch.input_ids)
+            self._seed_dropout(step, number)
+            yield batch.to(self.device), len(batch.lengths) / len(chosen)
+
+    def _seed_dropout(self, step: int, number: int) -> None:
+        """Dropout is a function of seed and step: a resumed run draws what it would have drawn."""
+        seed = np.random.SeedSequence([self.config.seed, step, number])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the sequences: squared error for regression, else cross entropy."""
+        if labels.is_floating_point():
+            return F.mse_loss(logits.float().squeeze(-1), labels)
+        return F.cross_entropy(logits.float(), labels)
+
+    def update(self, loss: Tensor) -> None:
+        """Make the update; `loss` is the batch's, detached and possibly still being computed."""
+        self.optimiser.update(self.progress.step)
+        self._unread.append(loss)
+        self.progress.step += 1
+        if self.progress.step % self.config.train.log_every == 0:
+            self.write_training_metrics()
+
+    def read_losses(self) -> None:
+        """Fetch the losses from the device, and stop the clock of the updates.
+
+        Raises:
+            Diverged: naming the first step whose loss is not finite.
+        """
+        if self._unread:
+            losses = torch.stack(self._unread).tolist()
+            first = self.progress.step - len(losses) + 1
+            self._unread.clear()
+            for step, loss in enumerate(losses, start=first):
+                if not math.isfinite(loss):
+                    raise Diverged(
+                        f"the loss is {loss} at step {step} of {self.total_steps}. "
+                        f"Lower train.lr (now {self.config.train.lr:g}) or lengthen the warm-up."
+                    )
+            self.progress.losses += losses
+        if self._clock is not None:
+            self.progress.train_seconds += time.perf_counter() - self._clock
+            self._clock = None
+
+    # -- what is written -----------------------------------------------------------------------
+
+    def write_training_metrics(self) -> None:
+        """A line with the mean loss since the last one."""
+        self.read_losses()
+        losses, self.progress.losses = self.progress.losses, []
+        if losses:
+            self.record(
+                split="train",
+                loss=sum(losses) / len(losses),
+                learning_rate=self.optimiser.learning_rate(self.progress.step - 1),
+                seconds=round(self.progress.train_seconds, 3),
+            )
+
+    def record(self, **values: Any) -> None:
+        """A line of metrics.jsonl, and to whoever watches."""
+        line = {"step": self.progress.step, "epoch": self.epoch} | values
+        self.folder.append_metrics(line)
+        for sink in self.sinks:
+            sink.log(line)
+
+    def keep_if_best(self, metrics: dict[str, float]) -> bool:
+        """Note an evaluation; write the adapter if it is the best so far."""
+        progress, name = self.progress, self.data.metrics[0]
+        progress.last, progress.evaluated = metrics, progress.step
+        if progress.best is not None and metrics[name] <= progress.best["metrics"][name]:
+            return False
+        progress.best = {"step": progress.step, "epoch": self.epoch, "metrics": metrics}
+        self.folder.adapter.mkdir(exist_ok=True)
+        contents = method(self.config.method).files(self.model, self.config, self.backbone.head)
+        for file, content in contents.items():
+            files.write(self.folder.adapter / file, content)
+        return True
+
+    def heartbeat(self, *, now: bool = False) -> None:
+        """Say in the status that the run is alive, every few seconds."""
+        if now or time.monotonic() - self._beat >= HEARTBEAT_SECONDS:
+            self._beat = time.monotonic()
+            self.folder.set_status("running", **self._position())
+
+    def _position(self) -> dict[str, Any]:
+        return {
+            "step": self.progress.step,
+            "total_steps": self.total_steps,
+            "epoch": self.epoch,
+            "attempt": self.attempt,
+        }
+
+    # -- beginning and end ---------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.read_losses()
+        began = time.monotonic()
+        self.progress.wall_seconds += began - self._begun
+        self._begun = began
+        self.progress.peak_memory = max(self.progress.peak_memory, peak_memory(self.device))
+        self.progress.metrics_size = self.folder.metrics_size()
+        tensors, state = self.optimiser.state(), asdict(self.progress)
+        checkpoint.save(self.folder.checkpoint, self.progress.step, tensors, state)
+        self._saved = time.monotonic()
+        self._save_seconds = self._saved - began
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one; metrics after it are cut off."""
+        found = checkpoint.load(self.folder.checkpoint)
+        if found is not None:
+            tensors, state = found
+            self.optimiser.load(tensors)
+            self.progress = Progress(**state)
+        self.folder.cut_metrics(self.progress.metrics_size)
+        self.heartbeat(now=True)
+        return found is not None
+
+    def finish(self) -> dict[str, Any]:
+        """Write the result: the run is done."""
+        progress = self.progress
+        best = progress.best
+        assert best is not None
+        counts = parameter_counts(self.backbone, self.config.method)
+        wall = progress.wall_seconds + time.monotonic() - self._begun
+        result = {
+            "metrics": best["metrics"],
+            "last_metrics": progress.last,
+            "best_epoch": best["epoch"],
+            "best_step": best["step"],
+            "steps": progress.step,
+            "trainable_parameters": counts[self.config.method] + counts["head"],
+            "total_parameters": counts["total"],
+            "wall_seconds": round(wall, 3),
+            "train_seconds": round(progress.train_seconds, 3),
+            "tokens_per_second": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
+            "peak_memory_bytes": max(progress.peak_memory, peak_memory(self.device)),
+        }
+        self.folder.finish(result, **self._position())
+        self.state = "done"
+        return result
+
+    def preempt(self) -> None:
+        """Save and leave: the same command goes on from here."""
+        self.save()
+        self.state = "preempted"
+        self.folder.set_status("preempted", **self._position())
+
+    def fail(self, reason: str) -> None:
+        """Give up; everything written so far stays."""
+        self.state, self.reason = "failed", reason
+        self.folder.set_status("failed", reason=reason, **self._position())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the GPU's allocator, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

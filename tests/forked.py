@@ -1,0 +1,93 @@
+"""Run the command line in forked children: real processes, without importing torch each time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended."""
+
+    status: int
+    """Exit status; minus the signal's number if one killed it."""
+    output: str
+    """What it wrote to stdout and stderr."""
+
+
+def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
+    """`python -m lora_exp ARGUMENTS` in a child.
+
+    Args:
+        arguments: of the command line.
+        before: called in the child first; may patch what it likes.
+    """
+    import torch
+
+    import lora_exp.train.loop  # noqa: F401 (so that no child has to)
+    from lora_exp import cli, console
+
+    assert torch.get_num_threads() == 1, "forking after threads were started is not safe"
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            status = 70
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                console.console.file = sys.stderr
+                sys.argv = ["lora_exp", *arguments]
+                if before is not None:
+                    before()
+                cli.main()
+                status = 0
+            except SystemExit as leaving:
+                status = leaving.code if isinstance(leaving.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        _, code = os.waitpid(child, 0)
+        output.seek(0)
+        return Ended(os.waitstatus_to_exitcode(code), output.read())
+
+
+def kill_on_call(
+    owner: object, name: str, call: int, *, when: Callable[..., bool] = lambda *a, **k: True
+) -> None:
+    """Make this process kill itself, with SIGKILL, when a function is called for the n-th time.
+
+    Args:
+        owner: module or class that holds the function.
+        name: of the function.
+        call: number of the call, from 1, among those for which `when` holds.
+        when: gets the function's arguments.
+    """
+    original = getattr(owner, name)
+    calls = 0
+
+    def counted(*arguments: object, **keywords: object) -> object:
+        nonlocal calls
+        if when(*arguments, **keywords):
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+
+
+def folder_of(outputs: Path) -> Path:
+    """The only run's folder."""
+    (folder,) = (outputs / "runs").iterdir()
+    return folder

@@ -1,0 +1,338 @@
+"""W&B as a sink. Each run is a process of its own: that it ends is half of what counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from lora_exp import track
+from lora_exp.runs.config import TrackerConfig
+
+KEY = "c0ffee" * 7
+RECORDS = [
+    {"step": 1, "epoch": 0.5, "split": "train", "loss": 0.75, "lr": 1e-3},
+    {"step": 2, "epoch": 1.0, "split": "train", "loss": 0.5, "lr": 5e-4},
+    {"step": 2, "epoch": 1.0, "split": "validation", "loss": 0.625, "accuracy": 0.875},
+    {"step": 3, "epoch": 1.5, "split": "train", "loss": 0.25, "lr": 0.0},
+]
+MERGED = {
+    1: {"epoch": 0.5, "train/loss": 0.75, "train/lr": 1e-3},
+    2: {
+        "epoch": 1.0,
+        "train/loss": 0.5,
+        "train/lr": 5e-4,
+        "validation/loss": 0.625,
+        "validation/accuracy": 0.875,
+    },
+    3: {"epoch": 1.5, "train/loss": 0.25, "train/lr": 0.0},
+}
+SUMMARY = {"accuracy": 0.875, "best_epoch": 1}
+CONFIG = {"seed": 1, "lora": {"r": 8, "placement": {"preset": "qv"}}}
+
+PROGRAM = """
+import json, logging, sys, time
+from pathlib import Path
+from lora_exp.runs.config import TrackerConfig
+from lora_exp.track import RunInfo, sinks, wandb as sink
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+told = json.loads(sys.argv[1])
+sink.FINISH_SECONDS, sink.IMPATIENT_SECONDS = told["patience"], told["patience"] / 10
+sink._QUIET |= told["settings"]
+tracker = TrackerConfig(name="wandb", mode=told["mode"], project="p", tags=["a", "b"])
+runs = {
+    state: sinks(
+        tracker, RunInfo(f"id-{state}", "group", f"run {state}", told["config"], Path("outputs"))
+    )[0]
+    for state in told["states"]
+}
+start = time.monotonic()
+for record in told["records"]:
+    for run in runs.values():
+        run.log(record)
+logged = time.monotonic()
+time.sleep(told["training"])
+finishing = time.monotonic()
+for state, run in runs.items():
+    run.finish(state, told["summary"])
+print(json.dumps([logged - start, time.monotonic() - finishing]))
+"""
+
+
+@dataclass
+class Ended:
+    """How a process ended that trained with W&B watching."""
+
+    log_seconds: float
+    finish_seconds: float
+    seconds: float
+    warnings: list[str]
+
+
+def watched(
+    folder: Path,
+    mode: str,
+    *states: str,
+    records: list[dict[str, Any]] = RECORDS,
+    patience: float = 20.0,
+    training: float = 0.0,
+    server: str | None = None,
+    key: str | None = KEY,
+    **settings: Any,
+) -> Ended:
+    """Run `PROGRAM` at a terminal, in `folder`, until its pipes are closed as well."""
+    told = {
+        "mode": mode,
+        "states": states or ("done",),
+        "records": records,
+        "patience": patience,
+        "training": training,
+        "config": CONFIG,
+        "summary": SUMMARY,
+        "settings": settings,
+    }
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    variables |= {"HOME": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
+    variables |= {"WANDB_BASE_URL": server} if server else {}
+    variables |= {"WANDB_API_KEY": key} if key else {}
+    terminal, far_end = pty.openpty()
+    start = time.monotonic()
+    try:
+        # stdin and stderr are what W&B looks at before it asks a question.
+        process = subprocess.run(
+            [sys.executable, "-c", PROGRAM, json.dumps(told)],
+            cwd=folder,
+            env=variables,
+            stdin=far_end,
+            stdout=subprocess.PIPE,
+            stderr=far_end,
+            timeout=60,
+        )
+        seconds = time.monotonic() - start
+        os.write(far_end, b"\n")  # so that there is something to read
+        written = os.read(terminal, 1 << 16).decode()
+    finally:
+        os.close(terminal)
+        os.close(far_end)
+    assert process.returncode == 0, written
+    log_seconds, finish_seconds = json.loads(process.stdout)  # and nothing else
+    lines = written.splitlines()
+    warnings = [line for line in lines if line.startswith("WARNING ")]
+    assert [line for line in lines if line] == warnings, "only warnings reach the terminal"
+    return Ended(log_seconds, finish_seconds, seconds, warnings)
+
+
+def stored(file: Path) -> list[Any]:
+    """The records of a `.wandb` file: a LevelDB log, 7 bytes of header, blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore
+
+    data, position, records, pending = file.read_bytes(), 7, [], b""
+    assert data[:4] == b":W&B"
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        pending += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full or last
+            records.append(Record.FromString(pending))
+            pending = b""
+    assert not pending
+    return records
+
+
+def values(items: Any) -> dict[str, Any]:
+    """Names and values of W&B's items, without its own, which begin with an underscore."""
+    named = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return {name: value for name, value in named.items() if not name.startswith("_")}
+
+
+def history(records: list[Any]) -> dict[int, dict[str, Any]]:
+    return {r.history.step.num: values(r.history.item) for r in records if r.HasField("history")}
+
+
+def files(folder: Path, signature: str) -> list[Path]:
+    return sorted((folder / "outputs" / "wandb").glob(f"offline-*/run-{signature}.wandb"))
+
+
+def test_offline_files_hold_what_was_logged(tmp_path: Path) -> None:
+    ended = watched(tmp_path, "offline", "done", "failed", "preempted")
+    assert not ended.warnings
+    for state, exit_code in {"done": 0, "failed": 1, "preempted": 1}.items():
+        (file,) = files(tmp_path, f"id-{state}")
+        records = stored(file)
+        assert history(records) == MERGED
+
+        run = next(r.run for r in records if r.HasField("run"))
+        assert (run.run_id, run.run_group, run.display_name) == (
+            f"id-{state}",
+            "group",
+            f"run {state}",
+        )
+        assert (run.project, list(run.tags)) == ("p", ["a", "b"])
+        assert values(run.config.update) == CONFIG
+
+        summary: dict[str, Any] = {}
+        for record in records:
+            summary |= values(record.summary.update)
+        assert summary == {**MERGED[1], **MERGED[2], **MERGED[3], **SUMMARY}
+
+        assert [r.exit.exit_code for r in records if r.HasField("exit")] == [exit_code]
+        assert any(r.HasField("preempting") for r in records) == (state == "preempted")
+
+
+def test_resumed_run_keeps_its_id(tmp_path: Path) -> None:
+    later = [{"step": 4, "epoch": 2.0, "split": "validation", "accuracy": 0.9}]
+    assert not watched(tmp_path, "offline", "preempted").warnings
+    assert not watched(tmp_path, "offline", "preempted", records=later).warnings
+    first, second = (stored(file) for file in files(tmp_path, "id-preempted"))
+    assert history(first) == MERGED
+    assert history(second) == {4: {"epoch": 2.0, "validation/accuracy": 0.9}}
+
+
+class Server(ThreadingHTTPServer):
+    """As much of W&B's server as a run needs; it knows the run up to step 1."""
+
+    def __init__(self) -> None:
+        self.upserts: list[dict[str, Any]] = []
+        self.history: dict[int, dict[str, Any]] = {}
+        self.stream: dict[str, Any] = {}
+        super().__init__(("127.0.0.1", 0), Answer)
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        answer = json.dumps({"data": self.answer(body)}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        owner = {"id": "1", "name": "p", "entity": {"id": "1", "name": "me"}}
+        run = {"id": "1", "name": "id-preempted", "displayName": "run", "config": "{}"}
+        query = body.get("query", "")
+        if "UpsertBucket" in query:
+            self.server.upserts.append(body["variables"])
+            return {"upsertBucket": {"bucket": {**run, "project": owner}, "inserted": False}}
+        if "CreateRunFiles" in query:
+            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}}
+        if "RunResumeStatus" in query:
+            last = json.dumps({"_step": 1, "_runtime": 1})
+            known = {"summaryMetrics": last, "historyTail": json.dumps([last]), "eventsTail": "[]"}
+            known |= {"historyLineCount": 1, "eventsLineCount": 0, "logLineCount": 0, "tags": []}
+            known |= {"wandbConfig": '{"t": 1}'}
+            return {"model": {**owner, "bucket": {**run, **known}}}
+        if self.path.endswith("/file_stream"):
+            self.server.stream |= body
+            for line in body.get("files", {}).get("wandb-history.jsonl", {}).get("content", []):
+                item = json.loads(line)
+                self.server.history[item["_step"]] = {
+                    k: v for k, v in item.items() if not k.startswith("_")
+                }
+        return {}
+
+
+def test_online_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    with Server() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        ended = watched(tmp_path, "online", "preempted", server=address)
+        server.shutdown()
+    assert not ended.warnings
+    assert server.history == {2: MERGED[2], 3: MERGED[3]}  # step 1 was there
+    upsert = server.upserts[0]
+    assert (upsert["name"], upsert["groupName"], upsert["project"]) == (
+        "id-preempted",
+        "group",
+        "p",
+    )
+    assert server.stream["preempting"] is True
+    assert (server.stream["complete"], server.stream["exitcode"]) == (True, 1)
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accepts connections, says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    yield "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("server", [silent_server, closed_port])
+def test_a_server_that_does_not_answer_costs_one_bounded_wait(tmp_path: Path, server: Any) -> None:
+    with server() as address:
+        ended = watched(tmp_path, "online", records=RECORDS * 250, patience=2.0, server=address)
+    assert ended.log_seconds < 1.0
+    assert 2.0 <= ended.finish_seconds < 4.0
+    assert ended.seconds < 10.0
+    (warning,) = ended.warnings
+    for cure in ("run done", "no answer for 2 s", "wandb login", "tracker.mode=offline"):
+        assert cure in warning
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert written
+    assert not any(KEY.encode() in file.read_bytes() for file in written)
+    assert KEY not in warning
+
+
+def test_the_runs_of_a_pack_do_not_each_wait(tmp_path: Path) -> None:
+    with silent_server() as address:
+        ended = watched(
+            tmp_path, "online", "done", "failed", "preempted", patience=2.0, server=address
+        )
+    assert 2.0 <= ended.finish_seconds < 4.0
+    assert len(ended.warnings) == 3  # each run says so in its own log
+
+
+def test_a_refusal_is_told_when_it_comes(tmp_path: Path) -> None:
+    with closed_port() as address:
+        ended = watched(tmp_path, "online", training=1.0, server=address, init_timeout=1.0)
+    assert ended.finish_seconds < 10.0
+    (warning,) = ended.warnings
+    assert "connection refused" in warning
+
+
+def test_without_a_login_nobody_is_asked_for_one(tmp_path: Path) -> None:
+    ended = watched(tmp_path, "online", key=None)
+    assert ended.finish_seconds < 10.0
+    (warning,) = ended.warnings
+    assert "No API key configured" in warning
+
+
+@pytest.mark.parametrize(
+    "tracker", [TrackerConfig(), TrackerConfig(name="wandb", mode="disabled")], ids=str
+)
+def test_no_tracker_no_sinks(tmp_path: Path, tracker: TrackerConfig) -> None:
+    assert track.sinks(tracker, track.RunInfo("s", "g", "n", {}, tmp_path)) == []
+
+
+def test_wandb_is_imported_only_by_a_sink_at_work() -> None:
+    code = "import sys, lora_exp.track.wandb; assert 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

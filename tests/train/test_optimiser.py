@@ -1,0 +1,54 @@
+"""The schedule and the groups, against transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import get_linear_schedule_with_warmup
+
+from lora_exp.runs.config import TrainConfig
+from lora_exp.train.optimiser import Optimiser
+
+
+def optimiser(total_steps: int = 20, **recipe: object) -> tuple[nn.Module, Optimiser]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    train = TrainConfig(lr=0.1, **recipe)  # type: ignore[arg-type]
+    return net, Optimiser(dict(net.named_parameters()), train, total_steps)
+
+
+@pytest.mark.parametrize("recipe", [{"warmup_ratio": 0.06}, {"warmup_steps": 7}, {}])
+def test_learning_rates_are_those_of_transformers(recipe: dict[str, float]) -> None:
+    _, ours = optimiser(33, **recipe)
+    theirs = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = get_linear_schedule_with_warmup(theirs, ours.warmup_steps, 33)
+    for step in range(33):
+        assert ours.learning_rate(step) == pytest.approx(schedule.get_last_lr()[0])
+        theirs.step()
+        schedule.step()
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    net, ours = optimiser(weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ours.update(0)
+    changed = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"0.weight"}
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, 1.0), (0.0, 6.0)])
+def test_clipping(limit: float, expected: float) -> None:
+    net, ours = optimiser(max_grad_norm=limit)
+    norms = []
+    original = ours.adam.step
+    ours.adam.step = lambda: (  # type: ignore[method-assign]
+        norms.append(sum(p.grad.square().sum() for p in net.parameters()) ** 0.5),  # type: ignore
+        original(),
+    )
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, (36 / 18) ** 0.5)  # 18 numbers, norm 6
+    assert float(ours.update(3)) == pytest.approx(6.0)
+    assert float(norms[0]) == pytest.approx(expected, rel=1e-4)

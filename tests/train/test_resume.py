@@ -1,0 +1,237 @@
+"""A run that is killed and started again ends as if nothing had happened, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+
+TIMINGS = ("seconds",)
+
+
+def recipe(tiny: Path, outputs: Path, *more: str) -> list[str]:
+    return [
+        f"model.name_or_path={tiny}",
+        f"outputs={outputs}",
+        "train.max_steps=24",
+        "train.eval_every=8",
+        "train.log_every=5",
+        "train.checkpoint_seconds=0",
+        "lora.dropout=0.1",
+        *more,
+    ]
+
+
+def outcome(outputs: Path) -> dict[str, Any]:
+    """All of a run that must not depend on how often it was interrupted."""
+    folder = forked.folder_of(outputs)
+    result = json.loads((folder / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for timing in TIMINGS:
+            line.pop(timing, None)
+    return {
+        "name": folder.name,
+        "metrics": result["metrics"],
+        "last": result["last_metrics"],
+        "best": result["best_epoch"],
+        "lines": lines,
+        "adapter": {file.name: file.read_bytes() for file in (folder / "adapter").iterdir()},
+        "files": sorted(file.name for file in folder.rglob("*") if file.is_file()),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    outputs = tmp_path_factory.mktemp("uninterrupted")
+    ended = forked.run(*recipe(tiny, outputs))
+    assert ended.status == 0, ended.output
+    return outcome(outputs)
+
+
+def in_step(call: int) -> Callable[[], None]:
+    def patch() -> None:
+        from lora_exp.train.optimiser import Optimiser
+
+        forked.kill_on_call(Optimiser, "update", call)
+
+    return patch
+
+
+def in_evaluation(call: int) -> Callable[[], None]:
+    def patch() -> None:
+        from lora_exp.train import evaluation
+
+        forked.kill_on_call(evaluation, "measure", call)
+
+    return patch
+
+
+def before_rename(name: str, call: int) -> Callable[[], None]:
+    """The temporary file is written, the file itself not yet there."""
+
+    def patch() -> None:
+        def is_it(path: Path, target: Path) -> bool:
+            return name in str(target)
+
+        forked.kill_on_call(Path, "replace", call, when=is_it)
+
+    return patch
+
+
+def half_written(name: str, call: int) -> Callable[[], None]:
+    """Only the first half of the temporary file is written."""
+
+    def patch() -> None:
+        from lora_exp.runs import files
+
+        original, calls = files.write, 0
+
+        def write(path: Path, content: bytes | str) -> None:
+            nonlocal calls
+            if name in str(path):
+                calls += 1
+                if calls == call:
+                    data = content.encode() if isinstance(content, str) else content
+                    temporary = path.with_name(path.name + files.TEMPORARY)
+                    temporary.write_bytes(data[: len(data) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+            original(path, content)
+
+        files.write = write
+
+    return patch
+
+
+def after_metrics(call: int) -> Callable[[], None]:
+    """A line of metrics is written that no checkpoint knows of."""
+
+    def patch() -> None:
+        from lora_exp.train.run import Run
+
+        forked.kill_on_call(Run, "keep_if_best", call)
+
+    return patch
+
+
+MOMENTS = {
+    "in the first step": in_step(1),
+    "in a step": in_step(12),
+    "in the last step": in_step(24),
+    "in the first evaluation": in_evaluation(1),
+    "in the last evaluation": in_evaluation(3),
+    "after metrics, before the adapter": after_metrics(2),
+    "while the adapter is written": half_written("adapter_model", 1),
+    "while a checkpoint is written": half_written(".checkpoint", 2),
+    "before a checkpoint is in place": before_rename(".checkpoint", 2),
+    "before the result is in place": before_rename("result.json", 1),
+    "before the last status is in place": before_rename("status.json", 2),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_started_again(
+    moment: str, tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    arguments = recipe(tiny, tmp_path)
+    killed = forked.run(*arguments, before=MOMENTS[moment])
+    assert killed.status == -signal.SIGKILL, killed.output
+    again = forked.run(*arguments)
+    assert again.status == 0, again.output
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_killed_again_and_again(tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    arguments = recipe(tiny, tmp_path)
+    for _ in range(5):
+        assert forked.run(*arguments, before=in_step(4)).status == -signal.SIGKILL
+    assert forked.run(*arguments).status == 0
+    assert outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_other_methods_resume_as_well(method: str, tiny: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert forked.run(*recipe(tiny, whole, f"method={method}")).status == 0
+    arguments = recipe(tiny, broken, f"method={method}")
+    assert forked.run(*arguments, before=in_step(13)).status == -signal.SIGKILL
+    assert forked.run(*arguments).status == 0
+    assert outcome(broken) == outcome(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_saves_and_leaves(
+    number: signal.Signals, tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    def send_in_step() -> None:
+        from lora_exp.train.optimiser import Optimiser
+
+        original, calls = Optimiser.update, 0
+
+        def update(self: Optimiser, step: int) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 11:
+                os.kill(os.getpid(), number)
+            return original(self, step)
+
+        Optimiser.update = update  # type: ignore[method-assign]
+
+    arguments = recipe(tiny, tmp_path, "train.checkpoint_seconds=1000")
+    left = forked.run(*arguments, before=send_in_step)
+    assert left.status == 128 + number, left.output
+    status = json.loads((forked.folder_of(tmp_path) / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert status["step"] == 11
+    assert forked.run(*arguments).status == 0
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
+    tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    def send_in_evaluation() -> None:
+        from lora_exp.train.batches import Encoded
+
+        original = Encoded.by_length
+
+        def by_length(self: Encoded, tokens: int) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, tokens)
+
+        Encoded.by_length = by_length  # type: ignore[method-assign]
+
+    arguments = recipe(tiny, tmp_path)
+    left = forked.run(*arguments, before=send_in_evaluation)
+    assert left.status == 128 + signal.SIGTERM, left.output
+    assert "validation" not in (forked.folder_of(tmp_path) / "metrics.jsonl").read_text()
+    assert forked.run(*arguments).status == 0
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    arguments = recipe(tiny, tmp_path)
+    assert forked.run(*arguments, before=in_step(12)).status == -signal.SIGKILL
+    newest = max((forked.folder_of(tmp_path) / "checkpoint").iterdir())
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    again = forked.run(*arguments)
+    assert again.status == 0, again.output
+    assert "damaged" in again.output
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_checkpoints_do_not_change_the_result(
+    tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    assert forked.run(*recipe(tiny, tmp_path, "train.checkpoint_seconds=1000")).status == 0
+    assert outcome(tmp_path) == uninterrupted
