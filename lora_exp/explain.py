@@ -1,0 +1,93 @@
+"""Hydra's and OmegaConf's errors in the user's words: what was wrong, where, what is right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from lora_exp.errors import nearest
+from lora_exp.runs.config import Config
+
+
+def explain(error: Exception, conf: Path, verbs: tuple[str, ...]) -> str:
+    """One message for the user.
+
+    Args:
+        error: of composing a config.
+        conf: the folder of the config files.
+        verbs: that the command line knows.
+    """
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        return _unknown_choice(str(error.missing_cfg_file), error.options or [], conf)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error, verbs)
+    if isinstance(error, YAMLError):
+        return f"A config file is not valid YAML: {error}"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(error, cause, conf)
+    if isinstance(cause, OmegaConfBaseException):
+        problem = str(cause.msg or cause).splitlines()[0]
+        return f"{_file(error)}{cause.full_key or 'config'}: {problem}."
+    return str(error).replace("\n", " ", 1)
+
+
+def keys(node: Any = Config, prefix: str = "") -> Iterator[str]:
+    """Every key of the config, dotted."""
+    instance = node() if isinstance(node, type) else node
+    for spec in fields(instance):
+        value = getattr(instance, spec.name)
+        if is_dataclass(value):
+            yield from keys(value, f"{prefix}{spec.name}.")
+        else:
+            yield prefix + spec.name
+
+
+def _unknown_choice(name: str, options: Sequence[str], conf: Path) -> str:
+    """`name` is GROUP/CHOICE; both may have slashes (lora/placement, roberta_base/mnli)."""
+    depth = 2 if name.startswith(("lora/", "hydra/")) else 1
+    group, choice = "/".join(name.split("/")[:depth]), "/".join(name.split("/")[depth:])
+    folder = conf / group
+    files = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    return f"{group}={choice}: {nearest(choice, files or options, kind='choices')}"
+
+
+def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:
+    given = error.override
+    if "=" in given:
+        return (
+            f"{given}: not an override that can be read ({error.__cause__ or error!s}). Quote "
+            f"special characters, once for the shell and once for Hydra: \"'{given}'\"."
+        )
+    return (
+        f"{given}: neither an override (KEY=VALUE) nor a verb. "
+        f"{nearest(given, verbs, kind='verbs')}"
+    )
+
+
+def _unknown_key(error: Exception, cause: OmegaConfBaseException, conf: Path) -> str:
+    key = str(cause.full_key)
+    groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
+    known = set(keys()) | {group for group in groups if not (conf / group / "config.yaml").exists()}
+    last = key.rsplit(".", 1)[-1]
+    same_name = sorted(option for option in known if option.rsplit(".", 1)[-1] == last)
+    if same_name:
+        hint = f"Did you mean {' or '.join(same_name)}?"
+    else:
+        section, _, _ = key.rpartition(".")
+        inside = [option for option in known if option.startswith(section + ".")]
+        hint = nearest(key, inside if section and inside else known, kind="keys")
+    return f"{_file(error)}{key}: there is no such key. {hint}"
+
+
+def _file(error: Exception) -> str:
+    """The config file that an error of Hydra's names."""
+    found = re.match(r"In '([^']+)': ", str(error))
+    return f"In conf/{found[1]}.yaml: " if found else ""
