@@ -24,7 +24,9 @@ def explain(error: Exception, conf: Path, verbs: tuple[str, ...]) -> str:
         conf: the folder of the config files.
         verbs: that the command line knows.
     """
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, OmegaConfBaseException):
+        cause = error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _unknown_choice(str(error.missing_cfg_file), error.options or [], conf)
     if isinstance(error, OverrideParseException):

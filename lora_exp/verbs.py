@@ -31,7 +31,10 @@ def status(outputs: Outputs = Path("outputs")) -> None:
     if not runs:
         typer.echo(f"There are no runs in {outputs / 'runs'}.")
         return
-    table = Table("run", "state", "progress", "metrics", "last seen", box=None)
+    table = Table(box=None)
+    table.add_column("run", overflow="fold")  # whole, to be copied
+    for column in ("state", "progress", "metrics", "last seen"):
+        table.add_column(column)
     for run in runs:
         state = run.status
         table.add_row(
@@ -41,7 +44,10 @@ def status(outputs: Outputs = Path("outputs")) -> None:
             _numbers(run) or state.get("reason") or "",
             _ago(state.get("heartbeat")),
         )
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # for grep and awk: one line a run
+    console.print(table)
 
 
 @app.command()

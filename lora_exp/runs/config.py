@@ -6,12 +6,13 @@ their default), so a default never changes: a value that should evolve belongs i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from lora_exp.errors import UserError, nearest
+from lora_exp.errors import UserError
 
 METHODS = ("lora", "full", "bitfit")
 PRECISIONS = ("fp32", "bf16")
@@ -206,13 +207,15 @@ def check(config: Config) -> None:
 
     def choice(key: str, value: str, options: tuple[str, ...]) -> None:
         if value not in options:
-            problems.append(f"{key}={value}: {nearest(value, options, kind='choices')}")
+            problems.append(f"{key}={value}: must be one of {', '.join(options)}.")
 
     def share(key: str, value: float | None) -> None:
         require(value is None or 0 <= value < 1, key, value, "must be at least 0 and below 1.")
 
     def positive(key: str, value: float | None) -> None:
-        require(value is None or value > 0, key, value, "must be greater than 0.")
+        finite = value is None or math.isfinite(value)
+        require(finite, key, value, "must be a finite number.")
+        require(not finite or value is None or value > 0, key, value, "must be greater than 0.")
 
     task, model, lora, train = config.task, config.model, config.lora, config.train
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from lora_exp.train.interruption import Interruption
 
-TOKENS = 8192
-"""Most tokens of a batch."""
+TOKENS = {"cpu": 2048, "cuda": 32768}
+"""Most tokens of a batch, by type of device: no more than keeps it busy."""
 
 
 def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | None:
@@ -60,7 +60,7 @@ def _outputs(run: Run, split: str, stop: Interruption, bar: Progress) -> torch.T
     run.model.eval()
     try:
         with torch.no_grad():
-            for chosen in data.by_length(TOKENS):
+            for chosen in data.by_length(TOKENS[run.device.type]):
                 if stop.requested:
                     return None
                 batch = data.batch(chosen).to(run.device)

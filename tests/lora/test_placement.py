@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -15,7 +17,7 @@ from transformers import (
 
 from lora_exp import lora
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 8,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,

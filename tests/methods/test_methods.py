@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,14 +25,18 @@ from lora_exp.runs.config import Config, ModelConfig, PlacementConfig
 from lora_exp.train.batches import Batch
 from lora_exp.train.job import forward_of
 
-ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-LARGE = {
+ROBERTA: dict[str, Any] = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+}
+LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
-DEBERTA_V2_XXL = {
+DEBERTA_V2_XXL: dict[str, Any] = {
     "vocab_size": 128100,
     "hidden_size": 1536,
     "num_hidden_layers": 48,

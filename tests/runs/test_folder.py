@@ -1,0 +1,68 @@
+"""The run folder's files, and what a crash may leave of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_exp.runs import files
+from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
+from lora_exp.runs.folder import RunFolder
+
+
+def config() -> Config:
+    return Config(task=TaskConfig("t"), model=ModelConfig("m"), train=TrainConfig(lr=0.1))
+
+
+def test_what_is_written_once_is_not_overwritten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config(), {"command": "first"})
+    folder.create(config(), {"command": "second"})
+    assert folder.provenance == {"command": "first"}
+
+
+def test_states(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config(), {})
+    assert folder.status["state"] == "queued"
+    folder.set_status("running", step=3)
+    assert (folder.status["state"], folder.status["step"]) == ("running", 3)
+    files.write_json(folder.path / "result.json", {"metrics": {}})
+    assert folder.status["state"] == "done", "a result beats any state"
+
+
+def test_metrics_are_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"step": 1})
+    size = folder.metrics_size()
+    folder.append_metrics({"step": 2})
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 3')  # cut short by a crash
+    assert [line["step"] for line in folder.metrics()] == [1, 2]
+    folder.cut_metrics(size)
+    folder.append_metrics({"step": 2})
+    assert [line["step"] for line in folder.metrics()] == [1, 2]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    files.write(path, "old")
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write(path, "new")
+    assert path.read_text() == "old"
+    files.remove_temporaries(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_numbers_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,211 @@
+"""From a command to a run folder: done, done again, failed, busy, bit-equal."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_exp.errors import UserError
+from lora_exp.runs.folder import RunFolder
+
+
+def short(tiny: Path, outputs: Path, *more: str) -> list[str]:
+    return [f"model.name_or_path={tiny}", f"outputs={outputs}", "train.max_steps=6", *more]
+
+
+def result(outputs: Path) -> dict[str, Any]:
+    return json.loads((forked.folder_of(outputs) / "result.json").read_text())
+
+
+def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
+    ended = forked.run(*short(tiny, tmp_path, "train.log_every=2", "train.eval_every=3"))
+    assert ended.status == 0, ended.output
+    assert "lora              2,048" in ended.output
+    folder = RunFolder(forked.folder_of(tmp_path))
+    assert {path.name for path in folder.path.iterdir()} == {
+        ".lock",
+        "adapter",
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "result.json",
+        "run.json",
+        "status.json",
+    }
+    assert folder.config.train.max_steps == 6
+    assert folder.status["state"] == "done"
+    assert folder.status["step"] == 6
+    assert folder.name.endswith(folder.provenance["signature"])
+    assert folder.provenance["overrides"][-1] == "train.eval_every=3"
+    lines = [(line["step"], line["split"]) for line in folder.metrics()]
+    assert lines == [
+        (2, "train"),
+        (3, "train"),
+        (3, "validation"),
+        (4, "train"),
+        (6, "train"),
+        (6, "validation"),
+    ]
+    done = folder.result
+    assert done is not None
+    assert done["trainable_parameters"] == 2_048 + 66
+    assert done["best_step"] in (3, 6)
+    assert set(done["metrics"]) == {"loss", "accuracy", "matthews_correlation"}
+    assert "trained parameters by part" in folder.log.read_text()
+
+
+def test_the_same_command_shows_the_result_and_does_not_train_again(
+    tiny: Path, tmp_path: Path
+) -> None:
+    assert forked.run(*short(tiny, tmp_path)).status == 0
+    folder = forked.folder_of(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = forked.run(*short(tiny, tmp_path, "train.log_every=1", "tracker.tags=[x]"))
+    assert again.status == 0
+    assert "is done; rerun=true trains it again" in again.output
+    assert "matthews_correlation" in again.output
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_rerun_trains_anew_and_keeps_the_former_result(tiny: Path, tmp_path: Path) -> None:
+    assert forked.run(*short(tiny, tmp_path)).status == 0
+    first = forked.folder_of(tmp_path)
+    adapter = (first / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert forked.run(*short(tiny, tmp_path, "rerun=true")).status == 0
+    (kept,) = (tmp_path / "superseded").iterdir()
+    assert (kept / "result.json").exists()
+    for folder in (kept, forked.folder_of(tmp_path)):
+        assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+
+
+def test_a_diverging_run_fails_with_its_reason_and_keeps_what_it_has(
+    tiny: Path, tmp_path: Path
+) -> None:
+    ended = forked.run(
+        *short(tiny, tmp_path, "train.eval_every=2", "train.log_every=1"), before=nan_from(4)
+    )
+    assert ended.status == 1
+    assert "the loss is nan at step 4 of 6. Lower train.lr" in ended.output
+    folder = RunFolder(forked.folder_of(tmp_path))
+    assert folder.status["state"] == "failed"
+    assert "the loss is nan at step 4" in folder.status["reason"]
+    assert folder.result is None
+    assert (folder.adapter / "adapter_model.safetensors").exists()
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 2, 3]
+
+
+def nan_from(step: int) -> Any:
+    def patch() -> None:
+        from lora_exp.train.run import Run
+
+        original = Run.loss
+
+        def loss(self: Run, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            value = original(self, logits, labels)
+            return value * math.nan if self.progress.step >= step - 1 else value
+
+        Run.loss = loss  # type: ignore[method-assign]
+
+    return patch
+
+
+def test_an_unexpected_error_is_a_failed_run_with_its_reason(tiny: Path, tmp_path: Path) -> None:
+    def full_disk() -> None:
+        from lora_exp.train import checkpoint
+
+        def save(*arguments: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        checkpoint.save = save
+
+    ended = forked.run(*short(tiny, tmp_path, "train.checkpoint_seconds=0"), before=full_disk)
+    assert ended.status == 1
+    assert "No space left on device" in ended.output
+    folder = RunFolder(forked.folder_of(tmp_path))
+    assert folder.status["state"] == "failed"
+    assert "No space left" in folder.status["reason"]
+    assert "Traceback" in folder.log.read_text()
+    again = forked.run(*short(tiny, tmp_path))
+    assert again.status == 0
+    assert "The last attempt failed: OSError" in again.output
+    assert folder.status["attempt"] == 2
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tiny: Path, tmp_path: Path) -> None:
+    interrupted = forked.run(
+        *short(tiny, tmp_path),
+        before=lambda: forked.kill_on_call(*optimiser_update(), 3),
+    )
+    assert interrupted.status == -9
+    with RunFolder(forked.folder_of(tmp_path)).lock():
+        ended = forked.run(*short(tiny, tmp_path))
+    assert ended.status == 2
+    assert "this run is being trained by process" in ended.output
+    assert forked.run(*short(tiny, tmp_path)).status == 0
+
+
+def optimiser_update() -> tuple[type, str]:
+    from lora_exp.train.optimiser import Optimiser
+
+    return Optimiser, "update"
+
+
+def test_a_lock_refuses_a_second_holder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.lock(), pytest.raises(UserError, match="being trained"), folder.lock():
+        pass
+    with folder.lock():
+        pass
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny: Path, tmp_path: Path) -> None:
+    def adapter(name: str, *more: str) -> bytes:
+        outputs = tmp_path / name
+        assert forked.run(*short(tiny, outputs, "lora.dropout=0.1", *more)).status == 0
+        return (forked.folder_of(outputs) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    first = adapter("first")
+    assert adapter("second") == first
+    assert adapter("third", "seed=2") != first
+
+
+def test_micro_batches_change_nothing_but_rounding(tiny: Path, tmp_path: Path) -> None:
+    tensors = []
+    for size in (32, 5):
+        outputs = tmp_path / str(size)
+        more = ["model.dropout=0", f"train.micro_batch_size={size}"]
+        assert forked.run(*short(tiny, outputs, *more)).status == 0
+        tensors.append(
+            load_file(forked.folder_of(outputs) / "adapter" / "adapter_model.safetensors")
+        )
+    assert forked.folder_of(tmp_path / "5").name == forked.folder_of(tmp_path / "32").name
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], tensor, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_it_learns(tiny: Path, tmp_path: Path) -> None:
+    """Regression on the number of words, from a table: something a tiny model learns at once."""
+    rows = [f"{'the doctor ' * n}\t{n}\n" for n in range(1, 9) for _ in range(16)]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(rows))
+    (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "".join(rows))
+    ended = forked.run(
+        "task=classification",
+        f"task.data_dir={tmp_path}",
+        "task.text=[text]",
+        "task.regression=true",
+        f"model.name_or_path={tiny}",
+        "model.dropout=0",
+        "train.lr=3e-2",
+        "train.max_steps=120",
+        "lora/placement=all_linear",
+        f"outputs={tmp_path / 'outputs'}",
+    )
+    assert ended.status == 0, ended.output
+    assert result(tmp_path / "outputs")["metrics"]["pearson"] > 0.9
