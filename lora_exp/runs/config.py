@@ -7,7 +7,8 @@ their default), so a default never changes: a value that should evolve belongs i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -186,6 +187,20 @@ def from_mapping(values: Any) -> Config:
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same run, understood from any working directory."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    task, model = config.task, config.model
+    if task.data_dir is not None:
+        task = replace(task, data_dir=absolute(task.data_dir))
+    if Path(model.name_or_path).expanduser().is_dir():
+        model = replace(model, name_or_path=absolute(model.name_or_path))
+    return replace(config, task=task, model=model, outputs=absolute(config.outputs))
 
 
 def to_yaml(config: Config) -> str:

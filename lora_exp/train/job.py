@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
-from lora_exp.runs.config import Config
+from lora_exp.runs.config import Config, with_absolute_paths
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.provenance import provenance
 from lora_exp.runs.signature import group, signature, slug
@@ -47,12 +47,13 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     """
     from lora_exp import models, tasks
 
+    config = with_absolute_paths(config)
     prints = {"data": tasks.fingerprint(config.task), "backbone": models.fingerprint(config.model)}
     identity, family = signature(config, **prints), group(config, **prints)
     folder = RunFolder(Path(config.outputs) / "runs" / f"{slug(config)}-{identity}")
     if folder.result is not None and not config.rerun:
         folder.settle()
-        log.info("%s is done; rerun=true trains it again.", folder.path)
+        log.info("%s is done; rerun=true trains it again.", os.path.relpath(folder.path))
         return folder.result
 
     device = choose_device(config)
@@ -172,7 +173,7 @@ def supersede(folder: RunFolder, outputs: Path) -> None:
     kept = outputs / "superseded" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     folder.path.rename(kept)
-    log.info("The former result is kept in %s.", kept)
+    log.info("The former result is kept in %s.", os.path.relpath(kept))
 
 
 def _train(
@@ -187,7 +188,7 @@ def _train(
     before = folder.status
     if before["state"] == "failed":
         log.info("The last attempt failed: %s", before.get("reason"))
-    log.info("%s", folder.path)
+    log.info("%s", os.path.relpath(folder.path))
     log.info("%s", table(parameter_counts(backbone, config.method), config.method))
     info = track.RunInfo(
         signature=record["signature"],
@@ -209,6 +210,8 @@ def _train(
     with Interruption() as stop:
         try:
             train([run], stop)
+        except KeyboardInterrupt:
+            run.preempt(save=False)
         except Exception as error:
             run.fail(f"{type(error).__name__}: {error}")
             log.exception("The run failed.")
@@ -217,7 +220,7 @@ def _train(
         sink.finish(run.state, (result or {}).get("metrics", {}))
     if run.state == "preempted":
         assert stop.requested is not None
-        log.info("%s: saved. The same command goes on from here.", stop.requested.name)
+        log.info("%s: the same command goes on from step %d.", stop.requested.name, run.saved_step)
         raise SystemExit(128 + stop.requested)
     if result is None:
         raise RunFailed(f"{folder.path}: {run.reason}")

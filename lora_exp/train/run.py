@@ -98,6 +98,7 @@ class Run:
         self.device = self.model.device
         self.state = "running"
         self.reason: str | None = None
+        self.saved_step = 0  # that of the newest checkpoint
         train = config.train
         self.steps_per_epoch = math.ceil(len(data.train) / train.batch_size)
         self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
@@ -252,6 +253,7 @@ class Run:
         self.progress.metrics_size = self.folder.metrics_size()
         tensors, state = self.optimiser.state(), asdict(self.progress)
         checkpoint.save(self.folder.checkpoint, self.progress.step, tensors, state)
+        self.saved_step = self.progress.step
         self._saved = time.monotonic()
         self._save_seconds = self._saved - began
 
@@ -262,6 +264,7 @@ class Run:
             tensors, state = found
             self.optimiser.load(tensors)
             self.progress = Progress(**state)
+            self.saved_step = self.progress.step
         self.folder.cut_metrics(self.progress.metrics_size)
         self.heartbeat(now=True)
         return found is not None
@@ -290,9 +293,10 @@ class Run:
         self.state = "done"
         return result
 
-    def preempt(self) -> None:
-        """Save and leave: the same command goes on from here."""
-        self.save()
+    def preempt(self, *, save: bool = True) -> None:
+        """Leave: the same command goes on from here or, unless it is saved, from the checkpoint."""
+        if save:
+            self.save()
         self.state = "preempted"
         self.folder.set_status("preempted", **self._position())
 
