@@ -36,6 +36,9 @@ def main() -> None:
         leave(1, error)
     except UserError as error:
         leave(2, error)
+    except KeyboardInterrupt:
+        print("lora_exp: stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def leave(status: int, error: Exception, message: str | None = None) -> NoReturn:
@@ -67,18 +70,21 @@ def _run_or_compose() -> None:
 def _job(values: object) -> float:
     """One run; returns its metric, which Hydra's sweepers may optimise."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     from lora_exp.explain import explain
     from lora_exp.runs.config import check, from_mapping
 
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
     try:
-        config = from_mapping(values)
+        try:
+            config = from_mapping(values)
+        except OmegaConfBaseException as error:
+            raise UserError(explain(error, CONF, VERBS)) from error
         check(config)
-        from lora_exp.train.job import execute
-
-        overrides = list(HydraConfig.get().overrides.task)
-        given = {override.split("=")[0] for override in overrides}
+        given = {override.lstrip("+").split("=")[0] for override in overrides}
         if {"experiment", "method"} <= given and "train.lr" not in given:
             console.log.warning(
                 "The learning rate %g is that of the experiment's own method; "
@@ -86,11 +92,14 @@ def _job(values: object) -> float:
                 config.train.lr,
                 config.method,
             )
+        from lora_exp.train.job import execute
+
         result = execute(config, overrides)
     except UserError as error:
-        leave(2, error)
-    except OmegaConfBaseException as error:
-        leave(2, error, explain(error, CONF, VERBS))
+        if hydra_config.mode is RunMode.RUN:
+            leave(2, error)
+        console.log.error("%s: %s", " ".join(overrides), error)  # the other points go on
+        raise
     show_result(result)
     return next(value for name, value in result["metrics"].items() if name != "loss")
 
@@ -102,7 +111,8 @@ def show_result(result: dict) -> None:
 
     table = Table(box=None, show_header=False)
     for name, value in result["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
+        if not name.startswith("loss"):
+            table.add_row(name, f"{value:.4f}")
     table.add_row("best epoch", f"{result['best_epoch']:g}")
     table.add_row("trained parameters", f"{result['trainable_parameters']:,}")
     table.add_row("training time", f"{result['train_seconds']:.1f} s")

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False)
+console.soft_wrap = not console.is_terminal  # lines for people fit the terminal; others stay whole
 log = logging.getLogger("lora_exp")
+REDRAW_SECONDS = 0.1
 
 
 class _Lines(logging.Handler):
@@ -43,9 +54,22 @@ def also_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+class _Bars(Progress):
+    """Redrawn by the thread that works, so that no other writes between its lines."""
+
+    drawn = 0.0
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        now = time.monotonic()
+        if now - self.drawn >= REDRAW_SECONDS:
+            self.drawn = now
+            self.refresh()
+
+
 def progress() -> Progress:
-    """A bar for training or evaluation; shows nothing where there is no terminal."""
-    return Progress(
+    """Bars for training and evaluation; shows nothing where there is no terminal."""
+    return _Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -53,5 +77,6 @@ def progress() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
+        auto_refresh=False,
         disable=not console.is_terminal,
     )

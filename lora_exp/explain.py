@@ -64,9 +64,12 @@ def _unknown_choice(name: str, options: Sequence[str], conf: Path) -> str:
 def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:
     given = error.override
     if "=" in given:
+        key, _, value = given.partition("=")
+        quoted = f'["{value.strip("[]")}"]' if value.startswith("[") else f'"{value}"'
+        problem = str(error.__cause__ or error).splitlines()[0]
         return (
-            f"{given}: not an override that can be read ({error.__cause__ or error!s}). Quote "
-            f"special characters, once for the shell and once for Hydra: \"'{given}'\"."
+            f"{given}: cannot be read ({problem}). Values with special characters are quoted "
+            f"twice, for the shell and for Hydra: '{key}={quoted}'"
         )
     return (
         f"{given}: neither an override (KEY=VALUE) nor a verb. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,25 @@ class Backbone:
     new: frozenset[str]
     """Names of the parameters that the checkpoint does not have."""
 
+    @property
+    def longest(self) -> int:
+        """Most tokens that the model has positions for."""
+        table = getattr(self.model.base_model, "embeddings", None)
+        positions = getattr(table, "position_embeddings", None)
+        limits = [self.tokenizer.model_max_length]
+        if positions is not None:
+            limits.append(positions.num_embeddings - first_position(self.model))
+        elif getattr(self.model.config, "max_position_embeddings", None):
+            limits.append(self.model.config.max_position_embeddings)
+        return min(limits)
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The number of the first token's position: behind the padding index in RoBERTa and its kin."""
+    table = getattr(model.base_model, "embeddings", None)
+    padding = getattr(getattr(table, "position_embeddings", None), "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
 
 def load(model: ModelConfig, outputs: int) -> Backbone:
     """The pre-trained model in fp32 with a head of `outputs` values, new parts left as they come.
@@ -68,6 +88,8 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # For weights without safetensors it would ask a bot to add them to the owner's repository.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     place = locate(model)
     offline = _offline(place)
     config = load_config(model, outputs)
@@ -123,8 +145,6 @@ def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
         )
     except Exception as error:
         raise UserError(_cannot_load(model, error)) from error
-    if getattr(config, "auto_map", None):  # transformers would take its own class of that name
-        raise UserError(_own_code(model))
     config.num_labels = outputs
     if outputs == 1:
         config.problem_type = "regression"
@@ -259,8 +279,6 @@ def _check_tokenizer(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> 
             "The model's folder must hold the tokenizer's files as well: tokenizer.json, or those "
             "of its kind (vocab.txt, vocab.json and merges.txt, spm.model)."
         )
-    if tokenizer.init_kwargs.get("auto_map"):
-        raise UserError(_own_code(model))
 
 
 def _own_code(model: ModelConfig) -> str:

@@ -76,7 +76,9 @@ def logs(run: Run, outputs: Outputs = Path("outputs")) -> None:
 
 def _numbers(run: RunFolder) -> str:
     metrics = (run.result or {}).get("metrics", {})
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "loss")
+    return "  ".join(
+        f"{name} {value:.4f}" for name, value in metrics.items() if not name.startswith("loss")
+    )
 
 
 def _ago(moment: float | None) -> str:

@@ -52,7 +52,7 @@ MISTAKES = {
     # the line itself
     "stauts": "stauts: neither an override (KEY=VALUE) nor a verb. Did you mean status?",
     "lora.r=1,2": "Ambiguous value for argument 'lora.r=1,2'",
-    "task.text=[a": "task.text=[a: not an override that can be read",
+    "task.text=[a": "task.text=[a: cannot be read",
 }
 
 

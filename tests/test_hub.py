@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from typing import Any
 import hub
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-MODEL, DATA = "org/tiny-roberta", "nyu-mll/glue"
+MODEL, PICKLED, DATA = "org/tiny-roberta", "org/pickled-roberta", "nyu-mll/glue"
 NAMES = ["entailment", "not_entailment"]
 ROWS = [(f"The king {verb}.", "The nurse smiles.", verb == "sings") for verb in tiny.words()]
 SPLITS = {
@@ -28,13 +31,35 @@ TASK = (
     "from lora_exp.runs.config import TaskConfig\n"
     "task = TaskConfig(name='rte', hub='nyu-mll/glue', text=['sentence1', 'sentence2'])\n"
 )
+LOAD = """
+import json, time
+import torch
+from lora_exp import models
+from lora_exp.errors import UserError
+from lora_exp.runs.config import ModelConfig
+
+def told(name):
+    try:
+        models.load(ModelConfig(name), 2)
+    except UserError as error:
+        return str(error)
+
+def loaded(name, other):
+    own = models.load(ModelConfig(name), 2).model.base_model.state_dict()
+    return all(torch.equal(tensor, own[key])
+               for key, tensor in other.base_model.state_dict().items())
+
+"""
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("hub")
     hub.write_glue(folder / "datasets" / DATA, SPLITS)
-    tiny.save(folder / "models" / MODEL, "roberta")
+    saved = tiny.save(folder / "models" / MODEL, "roberta")
+    pickled = shutil.copytree(saved, folder / "models" / PICKLED)
+    (pickled / "model.safetensors").unlink()
+    torch.save(load_file(saved / "model.safetensors"), pickled / "pytorch_model.bin")
     with hub.serve(folder) as address:
         yield address
 
@@ -57,23 +82,53 @@ def told(code: str, endpoint: str, home: Path) -> Any:
     return json.loads(result.stdout)
 
 
-def test_transformers_and_models_load_a_model(endpoint, tmp_path):
-    code = f"""
-import json
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-config = AutoConfig.from_pretrained("{MODEL}")
+def test_transformers_loads_a_model_and_the_hub_is_never_asked_to_convert_one(endpoint, tmp_path):
+    code = f"""{LOAD}
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, modeling_utils
 plain = AutoModelForSequenceClassification.from_pretrained("{MODEL}")
 words = AutoTokenizer.from_pretrained("{MODEL}")("the king sings")["input_ids"]
-from lora_exp import models
-from lora_exp.runs.config import ModelConfig
-ours = models.load(ModelConfig(name_or_path="{MODEL}"), outputs=3)
-same = (ours.model.base_model.embeddings.word_embeddings.weight
-        == plain.base_model.embeddings.word_embeddings.weight).all().item()
-print(json.dumps([config.model_type, type(plain).__name__, len(words),
-                  type(ours.model).__name__, ours.model.num_labels, same]))
+asked = []
+modeling_utils.auto_conversion = lambda *_, **__: asked.append("a bot")
+pickled = models.load(ModelConfig("{PICKLED}"), 2).model
+same = [loaded("{MODEL}", plain), loaded("{MODEL}", pickled)]
+print(json.dumps([type(plain).__name__, len(words), same, asked, told("org/tiny-robrta")]))
 """
-    name = "RobertaForSequenceClassification"
-    assert told(code, endpoint, tmp_path) == ["roberta", name, 5, name, 3, True]
+    name, words, same, asked, wrong = told(code, endpoint, tmp_path)
+    assert (name, words, same) == ("RobertaForSequenceClassification", 5, [True, True])
+    assert asked == []
+    assert wrong.startswith("model.name_or_path=org/tiny-robrta: not in the local cache, and the h")
+    assert f"{endpoint} cannot be reached" not in wrong
+
+
+def test_a_model_is_downloaded_and_later_found_in_the_cache_without_a_word(endpoint, tmp_path):
+    code = LOAD + (
+        f"backbone = models.load(ModelConfig('{MODEL}'), 2)\n"
+        "digest = backbone.model.base_model.state_dict()['encoder.layer.1.output.dense.weight']\n"
+        "print(json.dumps([type(backbone.model).__name__, backbone.model.num_labels, "
+        "len(backbone.tokenizer), sorted(backbone.new), digest.double().sum().item()]))"
+    )
+    nowhere = hub.nowhere()
+    online, offline = (run(["-c", code], place, tmp_path) for place in (endpoint, nowhere))
+    assert online.returncode == offline.returncode == 0, online.stderr + offline.stderr
+    assert online.stderr == offline.stderr == ""
+    assert online.stdout == offline.stdout
+    name, outputs, words, new, _ = json.loads(offline.stdout)
+    assert (name, outputs, words) == ("RobertaForSequenceClassification", 2, len(tiny.words()))
+    assert {parameter.split(".")[0] for parameter in new} == {"classifier"}
+
+
+def test_without_network_a_model_that_is_not_in_the_cache_is_told_at_once(tmp_path):
+    code = LOAD + (
+        "start = time.monotonic()\n"
+        f"message = told('{MODEL}')\n"
+        "print(json.dumps([message, time.monotonic() - start]))"
+    )
+    message, seconds = told(code, hub.nowhere(), tmp_path)
+    first, *cure = message.splitlines()
+    assert first.startswith(f"model.name_or_path={MODEL}: not in the local cache, and the hub did ")
+    assert f"`hf download {MODEL} --local-dir DIR`" in "\n".join(cure)
+    assert cure[-1].endswith("and give model.name_or_path=DIR.")
+    assert seconds < 10
 
 
 def test_a_data_set_is_downloaded_and_later_found_in_the_cache(endpoint, tmp_path):

@@ -69,7 +69,14 @@ def test_the_command_composes_a_config_from_anywhere(installed, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["--cfg", "job"], ["task=mnli", "lora.r=4", "--cfg", "job"]],
+    [
+        ["--help"],
+        ["--cfg", "job"],
+        ["task=mnli", "lora.r=4", "--cfg", "job"],
+        ["status", "--help"],
+        ["show", "--help"],
+        ["logs", "--help"],
+    ],
     ids=" ".join,
 )
 def test_what_runs_nothing_imports_nothing_heavy(command):

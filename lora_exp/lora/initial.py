@@ -26,13 +26,4 @@ def initialise(model: nn.Module, seed: int, *, normal: float | None = None) -> N
             kaiming uniform.
     """
     for name, layer in lora_layers(model):
-        if layer.lora_A.is_meta:
-            continue
-        generator = named_generator(seed, f"{name}.lora_A")
-        values = torch.empty(layer.lora_A.shape)
-        if normal is None:
-            nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)
-        else:
-            nn.init.normal_(values, std=normal, generator=generator)
-        layer.lora_A.data.copy_(values)
-        nn.init.zeros_(layer.lora_B)
+        layer.reset_lora_parameters(named_generator(seed, f"{name}.lora_A"), normal=normal)

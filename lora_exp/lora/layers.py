@@ -59,10 +59,26 @@ class LoraLayer(nn.Linear):
         self.lora_B = nn.Parameter(self.weight.new_empty(rows_of_b, self.r))
         self.reset_lora_parameters()
 
-    def reset_lora_parameters(self, generator: torch.Generator | None = None) -> None:
-        """A uniform as in `torch.nn.Linear` (kaiming, a = sqrt 5), B zero: the update is zero."""
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
-        nn.init.zeros_(self.lora_B)
+    def reset_lora_parameters(
+        self, generator: torch.Generator | None = None, *, normal: float | None = None
+    ) -> None:
+        """Start anew: A random, B zero, so that the update is zero.
+
+        Args:
+            generator: on the CPU; None is the global one.
+            normal: standard deviation of a normal A; None is uniform as in `torch.nn.Linear`
+                (kaiming, a = sqrt 5).
+        """
+        if self.lora_A.is_meta:
+            return
+        values = torch.empty(self.lora_A.shape)
+        if normal is None:
+            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+        else:
+            nn.init.normal_(values, std=normal, generator=generator)
+        with torch.no_grad():
+            self.lora_A.copy_(values)
+            self.lora_B.zero_()
 
     @classmethod
     def wrap(cls, module: nn.Module, **arguments: Any) -> Self:

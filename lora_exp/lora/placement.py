@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 from torch import nn
@@ -47,7 +47,14 @@ _GPT2 = {
     "attention": ["attn.c_attn:query,key,value", "attn.c_proj"],
     "mlp": ["mlp.c_fc", "mlp.c_proj"],
 }
-PRESETS = {"bert": _BERT, "roberta": _BERT, "deberta-v2": _DEBERTA_V2, "gpt2": _GPT2}
+PRESETS = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "deberta-v2": _DEBERTA_V2,
+    "gpt2": _GPT2,
+}
 """Patterns by architecture (transformers' `model_type`) and by name of the preset."""
 
 
@@ -78,7 +85,13 @@ def preset(architecture: str, name: str) -> list[str]:
 
 
 def place(
-    model: nn.Module, targets: Sequence[str], *, r: int, alpha: float, dropout: float = 0.0
+    model: nn.Module,
+    targets: Sequence[str],
+    *,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    leave: Collection[str] = (),
 ) -> list[str]:
     """Replace the modules that the patterns name by LoRA layers over the same weights.
 
@@ -88,6 +101,7 @@ def place(
         r: rank.
         alpha: numerator of the scaling alpha / r.
         dropout: on the input of A.
+        leave: names of modules that no pattern reaches (they are trained in full).
 
     Returns:
         The names of the replaced modules.
@@ -96,7 +110,11 @@ def place(
         PlacementError: if a pattern matches nothing, or a slice is not known; nothing is replaced.
     """
     layers: dict[str, LoraLayer] = {}
-    known = {name: module for name, module in model.named_modules() if _can_adapt(module)}
+    known = {
+        name: module
+        for name, module in model.named_modules()
+        if name not in leave and (isinstance(module, nn.Linear) or is_transposed(module))
+    }
     for target in targets:
         pattern, _, slices = target.partition(":")
         expression = _expression(pattern)
@@ -110,7 +128,7 @@ def place(
             if name in layers:
                 raise PlacementError(f"{target!r} names {name}, which another pattern names too.")
             if slices:
-                enabled = _enabled(target, slices)
+                enabled = _enabled(target, slices, known[name])
                 layers[name] = MergedLinear.wrap(known[name], enable_lora=enabled, **arguments)
             else:
                 layers[name] = Linear.wrap(known[name], **arguments)
@@ -119,14 +137,15 @@ def place(
     return list(layers)
 
 
-def _can_adapt(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_transposed(module)
-
-
-def _enabled(target: str, slices: str) -> list[bool]:
+def _enabled(target: str, slices: str, module: nn.Module) -> list[bool]:
     wanted = [word.strip() for word in slices.split(",")]
     if unknown := [word for word in wanted if word not in FUSED]:
         raise PlacementError(f"{target!r}: no slice {unknown[0]!r}; there are {', '.join(FUSED)}.")
+    shape = sorted(module.get_parameter("weight").shape)
+    if shape[1] != len(FUSED) * shape[0]:
+        raise PlacementError(
+            f"{target!r}: this layer does not hold {', '.join(FUSED)} side by side."
+        )
     return [name in wanted for name in FUSED]
 
 
@@ -134,7 +153,10 @@ def _expression(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*|\*|\[[^\]]*\])", pattern)
     known = {"**": r".*", "*": r"[^.]*"}
     regular = (known.get(p, p if p.startswith("[") else re.escape(p)) for p in parts)
-    return re.compile(r"(?:.*\.)?" + "".join(regular))
+    try:
+        return re.compile(r"(?:.*\.)?" + "".join(regular))
+    except re.error as error:
+        raise PlacementError(f"{pattern!r} is not a pattern: {error}.") from error
 
 
 def _help(pattern: str, known: dict[str, nn.Module]) -> str:

@@ -1,7 +1,7 @@
 """How a model is adapted. One file per method, each with the same two functions:
 
-`attach(model, config)` puts in what the method adds and marks what it trains in the backbone;
-`files(model, config, head)` gives the adapter's files: every trained tensor and nothing else.
+`attach(backbone, config)` puts in what the method adds and marks what it trains in the backbone;
+`files(backbone, config)` gives the adapter's files: every trained tensor and nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
     from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """A module of this package."""
 
-    def attach(self, model: PreTrainedModel, config: Config) -> None:
+    def attach(self, backbone: Backbone, config: Config) -> None:
         """Add the method's own weights and set `requires_grad` in the backbone.
 
         Raises:
@@ -28,9 +27,7 @@ class Method(Protocol):
         """
         ...
 
-    def files(
-        self, model: PreTrainedModel, config: Config, head: frozenset[str]
-    ) -> dict[str, bytes]:
+    def files(self, backbone: Backbone, config: Config) -> dict[str, bytes]:
         """The content of `adapter/`: file names and their bytes."""
         ...
 
@@ -41,7 +38,7 @@ def method(name: str) -> Method:
 
 
 def attach(backbone: Backbone, config: Config) -> None:
-    """Make a backbone ready for a run: new weights by seed and name, the method, the head.
+    """Make a backbone ready for a run: new matrices by seed and name, the method, the head.
 
     Afterwards exactly the run's trained parameters have `requires_grad`.
     """
@@ -52,13 +49,12 @@ def attach(backbone: Backbone, config: Config) -> None:
     model = backbone.model
     deviation = getattr(model.config, "initializer_range", 0.02)
     for name, parameter in model.named_parameters():
-        if name in backbone.new and not parameter.is_meta:
-            values = torch.zeros(parameter.shape)
-            if parameter.ndim > 1:
-                values.normal_(std=deviation, generator=named_generator(config.seed, name))
-            parameter.data.copy_(values)
+        # New biases and norms come as zeros and ones.
+        if name in backbone.new and parameter.ndim > 1 and not parameter.is_meta:
+            generator = named_generator(config.seed, name)
+            parameter.data.copy_(torch.normal(0.0, deviation, parameter.shape, generator=generator))
     model.requires_grad_(False)
-    method(config.method).attach(model, config)
+    method(config.method).attach(backbone, config)
     for name, parameter in model.named_parameters():
         if name in backbone.head:
             parameter.requires_grad = True

@@ -8,18 +8,17 @@ from lora_exp.errors import UserError
 from lora_exp.methods.full import files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
 
 __all__ = ["attach", "files"]
 
 
-def attach(model: PreTrainedModel, config: Config) -> None:
+def attach(backbone: Backbone, config: Config) -> None:
     """Train every parameter that its module calls `bias`, those of the norms included."""
     biases = [
         parameter
-        for module in model.modules()
+        for module in backbone.model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if name == "bias"
     ]

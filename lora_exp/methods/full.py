@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING
 from lora_exp.lora.files import serialise
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
 
 
-def attach(model: PreTrainedModel, config: Config) -> None:
+def attach(backbone: Backbone, config: Config) -> None:
     """Train everything."""
-    model.requires_grad_(True)
+    backbone.model.requires_grad_(True)
 
 
-def files(model: PreTrainedModel, config: Config, head: frozenset[str]) -> dict[str, bytes]:
+def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
     """The trained tensors under their names in the model, and which model that is."""
     from lora_exp.methods import trained
 
     about = {
         "method": config.method,
         "base_model_name_or_path": config.model.name_or_path,
-        "head": sorted(head),
+        "head": sorted(backbone.head),
     }
     return {
         "adapter_config.json": (json.dumps(about, indent=2) + "\n").encode(),
-        "adapter_model.safetensors": serialise(dict(trained(model))),
+        "adapter_model.safetensors": serialise(dict(trained(backbone.model))),
     }

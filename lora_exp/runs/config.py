@@ -36,7 +36,7 @@ class ModelConfig:
     dropout: float | None = None
     """Dropout of the backbone, hidden states and attention alike; null keeps the model's own."""
     head_dropout: float | None = None
-    """Dropout before the classification head; null keeps the model's own."""
+    """Dropout before the classification head; null keeps the model's own (often the backbone's)."""
 
 
 @dataclass
@@ -111,7 +111,8 @@ class TrainConfig:
     batch_size: int = 32
     """Sequences per update, over all devices."""
     micro_batch_size: int | None = None
-    """Sequences per forward pass; smaller saves memory, the update stays the same. null: all."""
+    """Sequences per forward pass; smaller saves memory. The update stays that of `batch_size`, but
+    for rounding and which units are dropped. null: all."""
     max_length: int = 512
     """Tokens per example; longer ones are cut, the longer text first."""
     precision: str = "fp32"
@@ -249,6 +250,15 @@ def check(config: Config) -> None:
             "null",
             "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
         )
+
+    else:
+        for key, value in (("data_dir", task.data_dir), ("text", task.text or None)):
+            require(
+                value is None,
+                f"task.{key}",
+                value,
+                f"task={task.name} generates its data; for your own: task=classification.",
+            )
 
     share("model.dropout", model.dropout)
     share("model.head_dropout", model.head_dropout)

@@ -14,12 +14,19 @@ def write(path: Path, content: bytes | str) -> None:
     """Replace a file: a reader, or a machine that loses power, sees the old one or the new one."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(data)
+    commit(temporary, path)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Put a file that is written into its place, once all of it is safely on disk."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     temporary.replace(path)
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,7 +42,7 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make renames and new names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class RunFolder:
         self.checkpoint = path / "checkpoint"
         self.metrics_file = path / "metrics.jsonl"
         self.log = path / "log.txt"
+
+    @property
+    def signature(self) -> str:
+        """The last part of the folder's name."""
+        return self.name.rsplit("-", 1)[-1]
 
     def create(self, config: Config, provenance: dict[str, Any]) -> None:
         """Make the folder of a run that is to start or to be queued; one that exists stays."""
@@ -96,15 +101,36 @@ class RunFolder:
         """Do what is left to do if a process was killed right after it wrote the result."""
         written = files.read_json(self.path / "status.json") or {}
         if self.result is not None and written.get("state") != "done":
-            with self.lock():
+            with suppress(UserError), self.lock():  # or that process is just about to
                 files.remove_temporaries(self.path)
                 shutil.rmtree(self.checkpoint, ignore_errors=True)
                 files.write_json(self.path / "status.json", written | {"state": "done"})
 
+    def supersede(self) -> Path:
+        """Move a finished run out of the way, to be trained again; nothing of it is lost.
+
+        Returns:
+            Where it is now.
+        """
+        kept = self._superseded / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        self.path.rename(kept)
+        return kept
+
+    @property
+    def watched_as(self) -> str:
+        """The run's identity for those who watch: another one for each time it is trained again."""
+        times = len(list(self._superseded.glob(f"*-{self.signature}-*")))
+        return f"{self.signature}-{times + 1}" if times else self.signature
+
+    @property
+    def _superseded(self) -> Path:
+        return self.path.parent.parent / "superseded"
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; one that a crash cut short is left out."""
@@ -133,14 +159,17 @@ class RunFolder:
         Raises:
             UserError: if another process holds it.
         """
-        path = self.path / ".lock"
+        path = self.path.parent.parent / "locks" / self.signature
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 status = self.status
+                who = (
+                    f"process {status['pid']} on {status['host']}" if "pid" in status else "another"
+                )
                 raise UserError(
-                    f"{self.path}: this run is being trained by process {status.get('pid')} on "
-                    f"{status.get('host')}. Wait for it, or stop that process."
+                    f"{self.path}: this run is being trained by {who}. Wait for it, or stop it."
                 ) from None
             yield

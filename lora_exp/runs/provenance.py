@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lora-exp", "torch", "transformers", "safetensors", "datasets", "hydra-core", "numpy")
+PACKAGES = ("lora-exp", "torch", "transformers", "safetensors", "datasets", "tokenizers", "numpy")
 
 
 def provenance(
@@ -46,7 +46,8 @@ def git_state(file: Path) -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, capture_output=True, check=True)
+        return done.stdout.decode("utf-8", "replace")
 
     try:
         git("ls-files", "--error-unmatch", file.name)

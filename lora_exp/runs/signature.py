@@ -22,7 +22,6 @@ UNDECIDING = {
     "task.subset",
     "model.name_or_path",
     "model.revision",
-    "train.micro_batch_size",
     "train.log_every",
     "train.checkpoint_seconds",
 }
@@ -73,6 +72,8 @@ def deciding(config: Config) -> dict[str, Any]:
                 continue
             factory = spec.default_factory
             default = spec.default if factory is MISSING else factory()
+            if key == "lora.placement.targets" and value is not None:
+                value = sorted(value)  # their order does not matter
             if value != default:
                 decided[key] = value
 

@@ -33,10 +33,10 @@ class Batch:
         """The batch on a device."""
         types = self.token_types
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            None if types is None else types.to(device, non_blocking=True),
+            self.input_ids.to(device),
+            None if types is None else types.to(device),
             self.lengths,
-            self.labels.to(device, non_blocking=True),
+            self.labels.to(device),
         )
 
 
@@ -83,9 +83,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: i
     types: list[np.ndarray] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
     for start in range(0, len(examples), 10_000):  # the tokenizer's own objects are large
         some = examples.texts[start : start + 10_000]
+        first = [texts[0] for texts in some]
+        second = [texts[1] for texts in some] if len(some[0]) > 1 else None
+        if second and tokenizer.num_special_tokens_to_add(pair=True) == 0:
+            # GPT-2's tokenizer puts nothing between two texts.
+            border = str(tokenizer.eos_token)
+            first = [border.join(pair) for pair in zip(first, second, strict=True)]
+            second = None
         encoded = tokenizer(
-            [texts[0] for texts in some],
-            [texts[1] for texts in some] if len(some[0]) > 1 else None,
+            first,
+            second,
             truncation=True,
             max_length=max_length,
             return_attention_mask=False,

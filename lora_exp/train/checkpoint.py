@@ -1,4 +1,4 @@
-"""Checkpoints: two generations, each one file with a checksum over all of it."""
+"""Checkpoints: two generations, each a safetensors file with its checksum in its name."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_exp.runs import files
 
 GENERATIONS = 2
-DIGEST = 64
-"""Hexadecimal digits of the checksum, which stand before the tensors and a line end."""
 
 log = logging.getLogger("lora_exp")
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a generation, then remove the one before the last.
+    """Write a generation, then remove those before the last.
 
     Args:
         folder: the run's `checkpoint/`.
@@ -31,10 +30,10 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         state: everything else, as JSON can hold it.
     """
     folder.mkdir(exist_ok=True)
+    temporary = folder / f"step-{step:08d}{files.TEMPORARY}"
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    body = safetensors.torch.save(on_cpu, metadata={"state": json.dumps(state)})
-    digest = hashlib.sha256(body).hexdigest()
-    files.write(folder / f"step-{step:08d}.checkpoint", f"{digest}\n".encode() + body)
+    save_file(on_cpu, temporary, metadata={"state": json.dumps(state)})
+    files.commit(temporary, folder / f"step-{step:08d}-{_digest(temporary)}.safetensors")
     for old in generations(folder)[GENERATIONS:]:
         old.unlink()
 
@@ -42,14 +41,13 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and state of the newest generation that is whole; None where there is none."""
     for path in generations(folder):
-        content = path.read_bytes()
-        body = memoryview(content)[DIGEST + 1 :]
-        if content[:DIGEST].decode("ascii", "replace") != hashlib.sha256(body).hexdigest():
+        if _digest(path) not in path.name:
             log.warning("%s is damaged and left out.", path)
             continue
-        tensors = safetensors.torch.load(bytes(body))
-        header = json.loads(bytes(body[8 : 8 + int.from_bytes(body[:8], "little")]))
-        return tensors, json.loads(header["__metadata__"]["state"])
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(  # noqa: SIM118
+                file.metadata()["state"]
+            )
     return None
 
 
@@ -57,5 +55,10 @@ def generations(folder: Path) -> list[Path]:
     """The checkpoints there are, newest first."""
     if not folder.is_dir():
         return []
-    named = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+\.checkpoint", path.name)]
-    return sorted(named, reverse=True)
+    pattern = re.compile(r"step-\d+-[0-9a-f]+\.safetensors")
+    return sorted((p for p in folder.iterdir() if pattern.fullmatch(p.name)), reverse=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

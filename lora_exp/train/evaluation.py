@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
 import torch
 
 from lora_exp.tasks.metrics import measure
-from lora_exp.train.run import Diverged, Run
+from lora_exp.train.run import Run
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,7 +28,7 @@ def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | 
         name behind (`accuracy_mismatched`); None if a signal came meanwhile: nothing is written.
 
     Raises:
-        Diverged: if an output is not a number.
+        Diverged: if an output or the loss is not finite.
     """
     found: dict[str, float] = {}
     lines = []
@@ -38,11 +39,14 @@ def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | 
             return None
         labels = torch.from_numpy(run.data.validation[split].labels)
         if not torch.isfinite(outputs).all():
-            raise Diverged(f"the outputs on {split} are not finite at step {run.progress.step}.")
+            raise run.diverged(f"outputs on {split} are not finite")
         regression = labels.is_floating_point()
         predictions = outputs.squeeze(-1) if regression else outputs.argmax(-1)
         values = measure(run.data.metrics, predictions.numpy(), labels.numpy())
-        values = {"loss": run.loss(outputs, labels).item()} | values
+        loss = run.loss(outputs, labels).item()
+        if not math.isfinite(loss):
+            raise run.diverged(f"the loss on {split} is {loss}")
+        values = {"loss": loss} | values
         lines.append({"split": split} | values | {"seconds": round(time.perf_counter() - began, 3)})
         found |= {f"{metric}{name}": value for metric, value in values.items()}
     for line in lines:
@@ -65,7 +69,7 @@ def _outputs(run: Run, split: str, stop: Interruption, bar: Progress) -> torch.T
                     return None
                 batch = data.batch(chosen).to(run.device)
                 outputs[list(chosen)] = run.forward(batch).float().cpu()
-                bar.advance(task, len(chosen))
+                bar.update(task, advance=len(chosen))
                 run.heartbeat()
     finally:
         bar.remove_task(task)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from lora_exp.models import first_position
+
 if TYPE_CHECKING:
     from lora_exp.train.batches import Batch
 
@@ -175,8 +177,6 @@ class Family:
     """(model, rows [sequences, hidden]) -> logits [sequences, classes]."""
     reads: str = "first"
     """The token of each sequence that the head reads: `first` or `last`."""
-    positions_after_padding: bool = False
-    """Positions start behind the padding index (RoBERTa's heritage from fairseq)."""
 
 
 def _bert_head(model: Any, rows: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def _gpt2_head(model: Any, rows: Tensor) -> Tensor:
     return model.score(rows)
 
 
-_ROBERTA = Family(_roberta_head, positions_after_padding=True)
+_ROBERTA = Family(_roberta_head)
 FAMILIES = {
     "bert": Family(_bert_head),
     "roberta": _ROBERTA,
@@ -212,9 +212,7 @@ def logits(model: Any, batch: Batch) -> Tensor:
     """
     family = FAMILIES[model.config.model_type]
     where = layout(batch.lengths, batch.input_ids.device)
-    positions = where.positions
-    if family.positions_after_padding:
-        positions = positions + (model.config.pad_token_id + 1)
+    positions = where.positions + first_position(model)
     inputs = {"input_ids": batch.input_ids[None], "position_ids": positions[None]}
     if batch.token_types is not None:
         inputs["token_type_ids"] = batch.token_types[None]

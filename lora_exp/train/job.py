@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
+import platform
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -16,7 +16,8 @@ from lora_exp.errors import RunFailed, UserError
 from lora_exp.runs.config import Config, with_absolute_paths
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.provenance import provenance
-from lora_exp.runs.signature import group, signature, slug
+from lora_exp.runs.signature import group, signature
+from lora_exp.runs.store import folder_of
 
 if TYPE_CHECKING:
     import torch
@@ -43,28 +44,36 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: for what the user can mend.
         RunFailed: if the run ends without a result.
-        SystemExit: after a signal, with status 128 + its number; the run is saved and preempted.
+        SystemExit: after a signal, with status 128 + its number; the run is preempted.
     """
     from lora_exp import models, tasks
 
     config = with_absolute_paths(config)
     prints = {"data": tasks.fingerprint(config.task), "backbone": models.fingerprint(config.model)}
     identity, family = signature(config, **prints), group(config, **prints)
-    folder = RunFolder(Path(config.outputs) / "runs" / f"{slug(config)}-{identity}")
+    folder = folder_of(Path(config.outputs), config, identity)
     if folder.result is not None and not config.rerun:
-        folder.settle()
-        log.info("%s is done; rerun=true trains it again.", os.path.relpath(folder.path))
-        return folder.result
+        return _done(folder)
+
+    from lora_exp.train.device import choose_device, device_name, reset_peak_memory
 
     device = choose_device(config)
+    reset_peak_memory(device)
     backbone, data = prepare(config, device)
-    gpu = device_name(device)
-    record = provenance(signature=identity, group=family, overrides=overrides, gpu=gpu)
-    if folder.result is not None:
-        supersede(folder, Path(config.outputs))
-    folder.create(config, record)
-    with folder.lock(), console.also_to(folder.log):
-        return _train(config, folder, backbone, data, record)
+    record = provenance(
+        signature=identity, group=family, overrides=overrides, gpu=device_name(device)
+    )
+    try:
+        with folder.lock():
+            if folder.result is not None and not config.rerun:
+                return _done(folder)  # by another process, meanwhile
+            if folder.result is not None:
+                log.info("The former result is kept in %s.", os.path.relpath(folder.supersede()))
+            folder.create(config, record)
+            with console.also_to(folder.log):
+                return _train(config, folder, backbone, data, record)
+    except PermissionError as error:
+        raise UserError(f"outputs={config.outputs}: cannot be written to ({error}).") from error
 
 
 def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:
@@ -81,8 +90,9 @@ def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:
     from lora_exp.train.run import Data
 
     examples = tasks.load(config.task)
+    metrics = choose_metrics(config.task.metrics, examples)
     backbone = models.load(config.model, examples.outputs)
-    longest = min(config.train.max_length, positions(backbone))
+    longest = min(config.train.max_length, backbone.longest)
     if longest < config.train.max_length:
         log.info("train.max_length: the model reads %d tokens at most.", longest)
     methods.attach(backbone, config)
@@ -94,7 +104,7 @@ def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:
             name: encode(backbone.tokenizer, split, longest)
             for name, split in examples.validation.items()
         },
-        metrics=choose_metrics(config.task.metrics, examples),
+        metrics=metrics,
     )
     return backbone, data
 
@@ -104,13 +114,14 @@ def forward_of(backbone: Backbone, precision: str) -> Callable[[Batch], torch.Te
     import torch
 
     from lora_exp.train import flat, padded
+    from lora_exp.train.device import make_deterministic
 
     model = backbone.model
-    if model.config.model_type in flat.FAMILIES:
+    can_be_flat = model.config.model_type in flat.FAMILIES
+    if can_be_flat:
         model.set_attn_implementation(flat.ATTENTION)
-        logits = flat.logits
-    else:
-        logits = padded.logits
+    make_deterministic(model.device, strict=can_be_flat)
+    logits = flat.logits if can_be_flat else padded.logits
 
     def forward(batch: Batch) -> torch.Tensor:
         lower = precision == "bf16"
@@ -130,50 +141,12 @@ def set_precision(backbone: Backbone, precision: str) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def choose_device(config: Config) -> torch.device:
-    """The device that `device` names.
-
-    Raises:
-        UserError: for `cuda` where there is none.
-    """
-    import torch
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"device=cuda: torch {torch.__version__} sees no GPU here. Use device=cpu, or install "
-            "a CUDA build of torch and check that `nvidia-smi` lists the GPU."
-        )
-    use_gpu = config.device != "cpu" and torch.cuda.is_available()
-    if use_gpu:  # the same run twice gives the same bits
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
-def device_name(device: torch.device) -> str | None:
-    """The GPU's name; None for a CPU."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
-
-
-def positions(backbone: Backbone) -> int:
-    """The longest sequence, in tokens, that the backbone has positions for."""
-    config = backbone.model.config
-    limit = getattr(config, "max_position_embeddings", None) or 2**31
-    from lora_exp.train.flat import FAMILIES
-
-    family = FAMILIES.get(config.model_type)
-    after_padding = family is not None and family.positions_after_padding
-    return limit - (config.pad_token_id + 1 if after_padding else 0)
-
-
-def supersede(folder: RunFolder, outputs: Path) -> None:
-    """Move a finished run out of the way; nothing of it is lost."""
-    kept = outputs / "superseded" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    folder.path.rename(kept)
-    log.info("The former result is kept in %s.", os.path.relpath(kept))
+def _done(folder: RunFolder) -> dict[str, Any]:
+    folder.settle()
+    log.info("%s is done; rerun=true trains it again.", os.path.relpath(folder.path))
+    result = folder.result
+    assert result is not None
+    return result
 
 
 def _train(
@@ -186,12 +159,17 @@ def _train(
     from lora_exp.train.run import Run
 
     before = folder.status
+    attempt = before.get("attempt", 0) + 1
+    folder.set_status("running", attempt=attempt)
     if before["state"] == "failed":
         log.info("The last attempt failed: %s", before.get("reason"))
     log.info("%s", os.path.relpath(folder.path))
     log.info("%s", table(parameter_counts(backbone, config.method), config.method))
+    if attempt > 1:
+        commit = (record["git"] or {}).get("commit", "no commit")
+        log.info("attempt %d: %s, %s, %s", attempt, platform.node(), record["gpu"] or "CPU", commit)
     info = track.RunInfo(
-        signature=record["signature"],
+        signature=folder.watched_as,
         group=record["group"],
         name=folder.name,
         config=asdict(config),
@@ -205,7 +183,7 @@ def _train(
         forward=forward_of(backbone, config.train.precision),
         data=data,
         sinks=sinks,
-        attempt=before.get("attempt", 0) + 1,
+        attempt=attempt,
     )
     with Interruption() as stop:
         try:
@@ -213,8 +191,7 @@ def _train(
         except KeyboardInterrupt:
             run.preempt(save=False)
         except Exception as error:
-            run.fail(f"{type(error).__name__}: {error}")
-            log.exception("The run failed.")
+            run.fail(_reason(error), error)
     result = folder.result
     for sink in sinks:
         sink.finish(run.state, (result or {}).get("metrics", {}))
@@ -225,6 +202,16 @@ def _train(
     if result is None:
         raise RunFailed(f"{folder.path}: {run.reason}")
     return result
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, and what to do where that is known."""
+    import torch
+
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        reason += " Lower train.micro_batch_size; the update keeps its train.batch_size."
+    return reason
 
 
 def table(counts: dict[str, int], method: str) -> str:

@@ -36,10 +36,11 @@ def train(runs: list[Run], stop: Interruption) -> None:
                     elif run.evaluation_due:
                         run.write_training_metrics()
                         if (metrics := evaluate(run, stop, bar)) is not None:
-                            best = run.keep_if_best(metrics)
+                            best = run.note(metrics)
                             report(run, metrics, best)
-                            if not run.finished:
-                                run.save()
+                            run.save()  # first, so that no adapter is newer than its checkpoint
+                            if best:
+                                run.write_adapter()
                     elif run.finished:
                         run.finish()
                     else:

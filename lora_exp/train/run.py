@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
 from lora_exp.train import checkpoint
 from lora_exp.train.batches import Batch, Encoded, epoch_order
+from lora_exp.train.device import peak_memory
 from lora_exp.train.optimiser import Optimiser
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 CHECKPOINT_SHARE = 0.05
 """Checkpoints take at most about this share of the time, however large they are."""
 HEARTBEAT_SECONDS = 10.0
+LINE_SECONDS = 30.0
+"""How often a line about the training loss is written for people."""
+
+log = logging.getLogger("lora_exp")
 
 
 class Diverged(Exception):
@@ -47,6 +54,8 @@ class Progress:
     """The step of the last evaluation."""
     losses: list[float] = field(default_factory=list)
     """Of the updates since the last line of training metrics."""
+    gradient_norm: float = 0.0
+    """Of the last update, before clipping."""
     best: dict[str, Any] | None = None
     """`step`, `epoch` and `metrics` of the best evaluation so far."""
     last: dict[str, float] | None = None
@@ -106,8 +115,9 @@ class Run:
         self.optimiser = Optimiser(trained(self.model), train, self.total_steps)
         self.progress = Progress()
         self._unread: list[Tensor] = []  # losses that are still on the device
+        self._norm = torch.zeros(())  # of the last update's gradient
         self._clock: float | None = None  # since when updates are being made
-        self._begun = self._saved = self._beat = time.monotonic()
+        self._begun = self._saved = self._beat = self._told = time.monotonic()
         self._save_seconds = 0.0
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -166,7 +176,7 @@ class Run:
 
     def update(self, loss: Tensor) -> None:
         """Make the update; `loss` is the batch's, detached and possibly still being computed."""
-        self.optimiser.update(self.progress.step)
+        self._norm = self.optimiser.update(self.progress.step)
         self._unread.append(loss)
         self.progress.step += 1
         if self.progress.step % self.config.train.log_every == 0:
@@ -184,14 +194,19 @@ class Run:
             self._unread.clear()
             for step, loss in enumerate(losses, start=first):
                 if not math.isfinite(loss):
-                    raise Diverged(
-                        f"the loss is {loss} at step {step} of {self.total_steps}. "
-                        f"Lower train.lr (now {self.config.train.lr:g}) or lengthen the warm-up."
-                    )
+                    raise self.diverged(f"the loss is {loss}", step)
             self.progress.losses += losses
+            self.progress.gradient_norm = float(self._norm)
         if self._clock is not None:
             self.progress.train_seconds += time.perf_counter() - self._clock
             self._clock = None
+
+    def diverged(self, what: str, step: int | None = None) -> Diverged:
+        """What to raise when a number of this run is not finite, now or at a given step."""
+        return Diverged(
+            f"{what} at step {step or self.progress.step} of {self.total_steps}. "
+            f"Lower train.lr (now {self.config.train.lr:g}) or lengthen the warm-up."
+        )
 
     # -- what is written -----------------------------------------------------------------------
 
@@ -200,10 +215,15 @@ class Run:
         self.read_losses()
         losses, self.progress.losses = self.progress.losses, []
         if losses:
+            if time.monotonic() - self._told >= LINE_SECONDS:
+                self._told = time.monotonic()
+                where = f"epoch {self.epoch:<6g} step {self.progress.step}/{self.total_steps}"
+                log.info("%s  training loss %.4f", where, sum(losses) / len(losses))
             self.record(
                 split="train",
                 loss=sum(losses) / len(losses),
                 learning_rate=self.optimiser.learning_rate(self.progress.step - 1),
+                gradient_norm=self.progress.gradient_norm,
                 seconds=round(self.progress.train_seconds, 3),
             )
 
@@ -214,18 +234,20 @@ class Run:
         for sink in self.sinks:
             sink.log(line)
 
-    def keep_if_best(self, metrics: dict[str, float]) -> bool:
-        """Note an evaluation; write the adapter if it is the best so far."""
+    def note(self, metrics: dict[str, float]) -> bool:
+        """Note an evaluation, and say whether it is the best so far."""
         progress, name = self.progress, self.data.metrics[0]
         progress.last, progress.evaluated = metrics, progress.step
         if progress.best is not None and metrics[name] <= progress.best["metrics"][name]:
             return False
         progress.best = {"step": progress.step, "epoch": self.epoch, "metrics": metrics}
-        self.folder.adapter.mkdir(exist_ok=True)
-        contents = method(self.config.method).files(self.model, self.config, self.backbone.head)
-        for file, content in contents.items():
-            files.write(self.folder.adapter / file, content)
         return True
+
+    def write_adapter(self) -> None:
+        """Write what is trained, as it is now."""
+        self.folder.adapter.mkdir(exist_ok=True)
+        for file, content in method(self.config.method).files(self.backbone, self.config).items():
+            files.write(self.folder.adapter / file, content)
 
     def heartbeat(self, *, now: bool = False) -> None:
         """Say in the status that the run is alive, every few seconds."""
@@ -265,6 +287,8 @@ class Run:
             self.optimiser.load(tensors)
             self.progress = Progress(**state)
             self.saved_step = self.progress.step
+            if self.progress.best is not None and self.progress.best["step"] == self.saved_step:
+                self.write_adapter()  # the process may have been killed before it could
         self.folder.cut_metrics(self.progress.metrics_size)
         self.heartbeat(now=True)
         return found is not None
@@ -300,16 +324,9 @@ class Run:
         self.state = "preempted"
         self.folder.set_status("preempted", **self._position())
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, error: Exception | None = None) -> None:
         """Give up; everything written so far stays."""
         self.state, self.reason = "failed", reason
-        self.folder.set_status("failed", reason=reason, **self._position())
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU's allocator, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        log.error("failed: %s", reason, exc_info=error)
+        with suppress(OSError):  # a full disk may be the reason
+            self.folder.set_status("failed", reason=reason, **self._position())

@@ -86,6 +86,8 @@ def test_patterns() -> None:
         (["qury"], r"'qury' matches no layer of this model. Did you mean query\?"),
         (["encoder.layer.7.attention.self.query"], r"layer.\*.attention.self.query  \(2 times\)"),
         (["query", "attention.self.query"], "which another pattern names too"),
+        (["query:query"], "this layer does not hold query, key, value side by side"),
+        (["layer.[5-0].query"], "is not a pattern: bad character range"),
         (["query:quary"], "no slice 'quary'; there are query, key, value"),
     ],
 )

@@ -102,9 +102,7 @@ def move(backbone: Backbone) -> None:
 
 def write(backbone: Backbone, config: Config, folder: Path) -> dict[str, torch.Tensor]:
     folder.mkdir()
-    for name, content in (
-        methods.method(config.method).files(backbone.model, config, backbone.head).items()
-    ):
+    for name, content in methods.method(config.method).files(backbone, config).items():
         (folder / name).write_bytes(content)
     return load_file(folder / "adapter_model.safetensors")
 
@@ -170,7 +168,7 @@ def test_roberta_base_with_lora_takes_3_6_megabytes() -> None:
     head = frozenset(n for n, _ in model.named_parameters() if n.startswith("classifier."))
     backbone = Backbone(model, None, head, frozenset())  # type: ignore[arg-type]
     methods.attach(backbone, Config(model=ModelConfig("roberta-base")))
-    files = methods.method("lora").files(model, Config(model=ModelConfig("roberta-base")), head)
+    files = methods.method("lora").files(backbone, Config(model=ModelConfig("roberta-base")))
     assert 3.5e6 < sum(len(content) for content in files.values()) < 3.6e6
 
 

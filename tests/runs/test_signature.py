@@ -43,6 +43,7 @@ DECIDING: dict[str, Any] = {
     "train__batch_size": 16,
     "train__precision": "bf16",
     "train__max_length": 64,
+    "train__micro_batch_size": 4,
     "model__dropout": 0.0,
     "task__text": ["a"],
     "task__validation": ["test"],
@@ -55,7 +56,6 @@ UNDECIDING: dict[str, Any] = {
     "tracker__tags": ["x"],
     "task__data_dir": "elsewhere",
     "model__name_or_path": "elsewhere/roberta-base",
-    "train__micro_batch_size": 4,
     "train__log_every": 1,
     "train__checkpoint_seconds": 1.0,
 }

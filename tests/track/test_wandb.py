@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from wandb_files import history, stored, summary, values
 
 from lora_exp import track
 from lora_exp.runs.config import TrackerConfig
@@ -137,37 +137,6 @@ def watched(
     return Ended(log_seconds, finish_seconds, seconds, warnings)
 
 
-def stored(file: Path) -> list[Any]:
-    """The records of a `.wandb` file: a LevelDB log, 7 bytes of header, blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore
-
-    data, position, records, pending = file.read_bytes(), 7, [], b""
-    assert data[:4] == b":W&B"
-    while position < len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        pending += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # full or last
-            records.append(Record.FromString(pending))
-            pending = b""
-    assert not pending
-    return records
-
-
-def values(items: Any) -> dict[str, Any]:
-    """Names and values of W&B's items, without its own, which begin with an underscore."""
-    named = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-    return {name: value for name, value in named.items() if not name.startswith("_")}
-
-
-def history(records: list[Any]) -> dict[int, dict[str, Any]]:
-    return {r.history.step.num: values(r.history.item) for r in records if r.HasField("history")}
-
-
 def files(folder: Path, signature: str) -> list[Path]:
     return sorted((folder / "outputs" / "wandb").glob(f"offline-*/run-{signature}.wandb"))
 
@@ -189,10 +158,7 @@ def test_offline_files_hold_what_was_logged(tmp_path: Path) -> None:
         assert (run.project, list(run.tags)) == ("p", ["a", "b"])
         assert values(run.config.update) == CONFIG
 
-        summary: dict[str, Any] = {}
-        for record in records:
-            summary |= values(record.summary.update)
-        assert summary == {**MERGED[1], **MERGED[2], **MERGED[3], **SUMMARY}
+        assert summary(records) == {**MERGED[1], **MERGED[2], **MERGED[3], **SUMMARY}
 
         assert [r.exit.exit_code for r in records if r.HasField("exit")] == [exit_code]
         assert any(r.HasField("preempting") for r in records) == (state == "preempted")

@@ -30,7 +30,6 @@ def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
     assert "lora              2,048" in ended.output
     folder = RunFolder(forked.folder_of(tmp_path))
     assert {path.name for path in folder.path.iterdir()} == {
-        ".lock",
         "adapter",
         "config.yaml",
         "log.txt",
@@ -185,7 +184,6 @@ def test_micro_batches_change_nothing_but_rounding(tiny: Path, tmp_path: Path) -
         tensors.append(
             load_file(forked.folder_of(outputs) / "adapter" / "adapter_model.safetensors")
         )
-    assert forked.folder_of(tmp_path / "5").name == forked.folder_of(tmp_path / "32").name
     for name, tensor in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], tensor, atol=1e-5, rtol=1e-3, msg=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -85,26 +86,25 @@ def before_rename(name: str, call: int) -> Callable[[], None]:
     return patch
 
 
-def half_written(name: str, call: int) -> Callable[[], None]:
+def half_written(owner: str, name: str, file: str, call: int) -> Callable[[], None]:
     """Only the first half of the temporary file is written."""
 
     def patch() -> None:
-        from lora_exp.runs import files
+        module = importlib.import_module(owner)
+        original, calls = getattr(module, name), 0
 
-        original, calls = files.write, 0
-
-        def write(path: Path, content: bytes | str) -> None:
+        def write(*arguments: Any, **keywords: Any) -> None:
             nonlocal calls
-            if name in str(path):
+            path = next(value for value in arguments if isinstance(value, Path))
+            if file in path.name:
                 calls += 1
-                if calls == call:
-                    data = content.encode() if isinstance(content, str) else content
-                    temporary = path.with_name(path.name + files.TEMPORARY)
-                    temporary.write_bytes(data[: len(data) // 2])
-                    os.kill(os.getpid(), signal.SIGKILL)
-            original(path, content)
+            if file in path.name and calls == call:
+                temporary = path.with_name(path.name.removesuffix(".tmp") + ".tmp")
+                temporary.write_bytes(b"half of what it would have been")
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(*arguments, **keywords)
 
-        files.write = write
+        setattr(module, name, write)
 
     return patch
 
@@ -115,7 +115,18 @@ def after_metrics(call: int) -> Callable[[], None]:
     def patch() -> None:
         from lora_exp.train.run import Run
 
-        forked.kill_on_call(Run, "keep_if_best", call)
+        forked.kill_on_call(Run, "note", call)
+
+    return patch
+
+
+def before_adapter(call: int) -> Callable[[], None]:
+    """A checkpoint says that this is the best, and its adapter is not there."""
+
+    def patch() -> None:
+        from lora_exp.train.run import Run
+
+        forked.kill_on_call(Run, "write_adapter", call)
 
     return patch
 
@@ -126,10 +137,15 @@ MOMENTS = {
     "in the last step": in_step(24),
     "in the first evaluation": in_evaluation(1),
     "in the last evaluation": in_evaluation(3),
-    "after metrics, before the adapter": after_metrics(2),
-    "while the adapter is written": half_written("adapter_model", 1),
-    "while a checkpoint is written": half_written(".checkpoint", 2),
-    "before a checkpoint is in place": before_rename(".checkpoint", 2),
+    "after metrics, before the checkpoint": after_metrics(2),
+    "after the checkpoint, before the adapter": before_adapter(1),
+    "while the adapter is written": half_written(
+        "lora_exp.runs.files", "write", "adapter_model", 1
+    ),
+    "while a checkpoint is written": half_written(
+        "lora_exp.train.checkpoint", "save_file", "step-", 2
+    ),
+    "before a checkpoint is in place": before_rename("step-", 2),
     "before the result is in place": before_rename("result.json", 1),
     "before the last status is in place": before_rename("status.json", 2),
 }
