@@ -320,7 +320,7 @@ def test_gpt2_sees_where_the_second_text_begins(tmp_path: Path) -> None:
     from lora_exp.tasks import Examples
     from lora_exp.train.batches import encode
 
-    tokenizer = load(ModelConfig(str(save(tmp_path, "gpt2"))), 2).tokenizer
+    tokenizer: Any = load(ModelConfig(str(save(tmp_path, "gpt2"))), 2).tokenizer
     tokenizer.backend_tokenizer.post_processor = None  # as GPT-2's: nothing is added
     tokenizer.eos_token = "[SEP]"
     encoded = encode(tokenizer, Examples([("the doctor", "waits")], [0]), 30)
