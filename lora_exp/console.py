@@ -41,6 +41,12 @@ def set_up() -> None:
         log.addHandler(_Lines())
 
 
+def shown(path: Path) -> str:
+    """A path as people want to read it: short where it lies below the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 @contextmanager
 def also_to(path: Path) -> Iterator[None]:
     """Append the log to a file meanwhile."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -68,7 +67,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
             if folder.result is not None and not config.rerun:
                 return _done(folder)  # by another process, meanwhile
             if folder.result is not None:
-                log.info("The former result is kept in %s.", os.path.relpath(folder.supersede()))
+                log.info("The former result is kept in %s.", console.shown(folder.supersede()))
             folder.create(config, record)
             with console.also_to(folder.log):
                 return _train(config, folder, backbone, data, record)
@@ -143,7 +142,7 @@ def set_precision(backbone: Backbone, precision: str) -> None:
 
 def _done(folder: RunFolder) -> dict[str, Any]:
     folder.settle()
-    log.info("%s is done; rerun=true trains it again.", os.path.relpath(folder.path))
+    log.info("%s is done; rerun=true trains it again.", console.shown(folder.path))
     result = folder.result
     assert result is not None
     return result
@@ -163,7 +162,7 @@ def _train(
     folder.set_status("running", attempt=attempt)
     if before["state"] == "failed":
         log.info("The last attempt failed: %s", before.get("reason"))
-    log.info("%s", os.path.relpath(folder.path))
+    log.info("%s", console.shown(folder.path))
     log.info("%s", table(parameter_counts(backbone, config.method), config.method))
     if attempt > 1:
         commit = (record["git"] or {}).get("commit", "no commit")
