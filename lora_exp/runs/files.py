@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any | None:
     """The file's content, or None where there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

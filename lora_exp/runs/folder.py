@@ -150,6 +150,17 @@ class RunFolder:
         with self.metrics_file.open("a") as file:
             file.truncate(size)
 
+    def check_writable(self) -> None:
+        """See, before anything expensive starts, whether the run can be written down.
+
+        Raises:
+            UserError: if the outputs folder is none, or belongs to somebody else.
+        """
+        outputs = self.path.parent.parent
+        there = next(folder for folder in (outputs, *outputs.parents) if folder.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UserError(f"outputs={outputs}: {there} is not a folder that can be written to.")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run: no second process of this machine trains it meanwhile.
@@ -157,11 +168,15 @@ class RunFolder:
         The lock goes with the process, however it ends.
 
         Raises:
-            UserError: if another process holds it.
+            UserError: if another process holds it, or nothing can be written there.
         """
         path = self.path.parent.parent / "locks" / self.signature
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot be written to ({error.strerror}).") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp import console
-from lora_exp.errors import RunFailed, UserError
+from lora_exp.errors import RunFailed
 from lora_exp.runs.config import Config, with_absolute_paths
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.provenance import provenance
@@ -53,6 +53,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     folder = folder_of(Path(config.outputs), config, identity)
     if folder.result is not None and not config.rerun:
         return _done(folder)
+    folder.check_writable()
 
     from lora_exp.train.device import choose_device, device_name, reset_peak_memory
 
@@ -62,17 +63,14 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     record = provenance(
         signature=identity, group=family, overrides=overrides, gpu=device_name(device)
     )
-    try:
-        with folder.lock():
-            if folder.result is not None and not config.rerun:
-                return _done(folder)  # by another process, meanwhile
-            if folder.result is not None:
-                log.info("The former result is kept in %s.", console.shown(folder.supersede()))
-            folder.create(config, record)
-            with console.also_to(folder.log):
-                return _train(config, folder, backbone, data, record)
-    except PermissionError as error:
-        raise UserError(f"outputs={config.outputs}: cannot be written to ({error}).") from error
+    with folder.lock():
+        if folder.result is not None and not config.rerun:
+            return _done(folder)  # by another process, meanwhile
+        if folder.result is not None:
+            log.info("The former result is kept in %s.", console.shown(folder.supersede()))
+        folder.create(config, record)
+        with console.also_to(folder.log):
+            return _train(config, folder, backbone, data, record)
 
 
 def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:

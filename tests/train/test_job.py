@@ -159,6 +159,16 @@ def optimiser_update() -> tuple[type, str]:
     return Optimiser, "update"
 
 
+@pytest.mark.parametrize("outputs", ["/proc/nowhere", "{file}/below"])
+def test_outputs_that_cannot_be_written_are_told(outputs: str, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = forked.run(*short(tiny, Path(outputs.format(file=tmp_path / "file"))))
+    assert ended.status == 2
+    assert "can" in ended.output
+    assert "be written to" in ended.output
+    assert "Traceback" not in ended.output
+
+
 def test_a_lock_refuses_a_second_holder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with folder.lock(), pytest.raises(UserError, match="being trained"), folder.lock():
