@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_exp.runs import files
@@ -45,9 +45,8 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             log.warning("%s is damaged and left out.", path)
             continue
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(  # noqa: SIM118
-                file.metadata()["state"]
-            )
+            state = json.loads(file.metadata()["state"])
+        return load_file(path), state
     return None
 
 
