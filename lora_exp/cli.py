@@ -52,6 +52,7 @@ def leave(status: int, error: Exception, message: str | None = None) -> NoReturn
 def _run_or_compose() -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -65,6 +66,10 @@ def _run_or_compose() -> None:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         leave(2, error, explain(error, CONF, VERBS))
+    except ValueError as error:
+        if HydraConfig.initialized():
+            raise
+        leave(2, error)  # options of Hydra that do not go together
 
 
 def _job(values: object) -> float:

@@ -56,6 +56,8 @@ def _unknown_choice(name: str, options: Sequence[str], conf: Path) -> str:
     """`name` is GROUP/CHOICE; both may have slashes (lora/placement, roberta_base/mnli)."""
     depth = 2 if name.startswith(("lora/", "hydra/")) else 1
     group, choice = "/".join(name.split("/")[:depth]), "/".join(name.split("/")[depth:])
+    if not choice:
+        return f"{name}: there is no such config file in {conf}."
     folder = conf / group
     files = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     return f"{group}={choice}: {nearest(choice, files or options, kind='choices')}"
@@ -71,6 +73,8 @@ def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:
             f"{given}: cannot be read ({problem}). Values with special characters are quoted "
             f"twice, for the shell and for Hydra: '{key}={quoted}'"
         )
+    if given in verbs:
+        return f"{given}: a verb stands first, before any option: python -m lora_exp {given}"
     return (
         f"{given}: neither an override (KEY=VALUE) nor a verb. "
         f"{nearest(given, verbs, kind='verbs')}"

@@ -70,6 +70,21 @@ def test_a_mistake_is_told_in_one_message(mistake: str, tiny: Path, tmp_path: Pa
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--resolve", "can only be used in conjunction with --cfg"),
+        ("-m status", "status: a verb stands first, before any option"),
+        ("--config-name nowhere", "nowhere: there is no such config file in"),
+    ],
+)
+def test_options_that_do_not_fit(line: str, message: str) -> None:
+    ended = forked.run(*line.split())
+    assert message in ended.output
+    assert ended.status == 2
+    assert "Traceback" not in ended.output
+
+
 def test_all_impossible_values_are_told_at_once() -> None:
     ended = forked.run("lora.r=0", "train.lr=-1", "train.precision=fp8")
     assert ended.status == 2
