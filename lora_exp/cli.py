@@ -10,7 +10,7 @@ from typing import NoReturn
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
 
-VERBS = ("status", "show", "logs")
+VERBS = ("status", "show", "logs", "export", "import")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 CONF = next(
     folder
@@ -58,10 +58,10 @@ def _run_or_compose() -> None:
     from yaml import YAMLError
 
     from lora_exp.explain import explain
-    from lora_exp.runs.config import Config
+    from lora_exp.runs.config import schema
 
     os.environ[FULL_ERROR] = "1"  # let Hydra raise its errors, to be told in our words
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=schema())
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:

@@ -52,6 +52,18 @@ class Backbone:
     """Names of the head's parameters: all outside the pre-trained part, and all that are new."""
     new: frozenset[str]
     """Names of the parameters that the checkpoint does not have."""
+    weights: str = ""
+    """Hash of the pre-trained weights, for adapters to know their backbone by."""
+
+    @property
+    def head_modules(self) -> set[str]:
+        """The head's modules: whole ones outside the pre-trained part, single layers inside it."""
+        modules = set()
+        for parameter in self.head:
+            part, _, rest = parameter.partition(".")
+            inside = part == self.model.base_model_prefix
+            modules.add(f"{part}.{rest.rsplit('.', 1)[0]}" if inside else part)
+        return modules
 
     @property
     def longest(self) -> int:
@@ -85,6 +97,8 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
     """
     import torch
     import transformers
+
+    from lora_exp.lora import backbone_hash
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -124,7 +138,8 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
     padding = loaded.config.pad_token_id
     if padding is None or padding < 0:  # else it stays: RoBERTa's positions start behind it
         loaded.config.pad_token_id = tokenizer.pad_token_id
-    return Backbone(loaded, tokenizer, frozenset(head), new & frozenset(names))
+    weights = backbone_hash(loaded)
+    return Backbone(loaded, tokenizer, frozenset(head), new & frozenset(names), weights)
 
 
 def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:

@@ -1,4 +1,4 @@
-"""The verbs: questions about runs that exist. They read run folders and never change them."""
+"""The verbs: questions about runs that exist, which they never change, and adapters out and in."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Questions about runs. To train one, give overrides: python -m lora_exp task=rte lora.r=8",
+    help="Runs that exist. To train one, give overrides: python -m lora_exp task=rte lora.r=8",
 )
 Outputs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
+Out = Annotated[Path, typer.Option(help="A new folder; nothing is overwritten.")]
 Run = Annotated[str, typer.Argument(help="A run's name, its signature, or the beginning of one.")]
 
 
@@ -72,6 +73,40 @@ def logs(run: Run, outputs: Outputs = Path("outputs")) -> None:
     folder = find_run(outputs, run)
     if folder.log.exists():
         typer.echo(folder.log.read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="peft, loralib, or merged: a model without LoRA.")],
+    out: Out,
+    outputs: Outputs = Path("outputs"),
+) -> None:
+    """Write what a run trained for other software."""
+    from lora_exp.exchange import export
+
+    typer.echo(export(outputs, run, to, out.expanduser()))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A folder of PEFT, or a .bin or .pt of loralib.")],
+    model: Annotated[str, typer.Option(help="minilm, roberta_base, ..., or model.name_or_path.")],
+    out: Out,
+    alpha: Annotated[float | None, typer.Option(help="Of loralib's files: lora_alpha.")] = None,
+    slices: Annotated[
+        str, typer.Option(help="Of fused projections in loralib's files: those with LoRA.")
+    ] = "query,value",
+    any_backbone: Annotated[
+        bool, typer.Option("--any-backbone", help="Even if it was trained on other weights.")
+    ] = False,
+) -> None:
+    """Write an adapter of other software as those of runs are: model.init_from and PEFT open it."""
+    from lora_exp.cli import CONF
+    from lora_exp.exchange import take_in
+
+    options = {"alpha": alpha, "slices": slices.split(","), "any_backbone": any_backbone}
+    typer.echo(take_in(file.expanduser(), model, out.expanduser(), CONF, **options))
 
 
 def _numbers(run: RunFolder) -> str:

@@ -16,8 +16,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.cli import CONF
-from lora_exp.runs import config as schema
-from lora_exp.runs.config import Config, check, from_mapping
+from lora_exp.runs import config as module
+from lora_exp.runs.config import Config, check, from_mapping, schema
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT.parent / "shared" / "reference" / "recipes.yaml"
@@ -60,7 +60,7 @@ BLOCKS = {"": "script", "_paper": "paper", "_restricted": "lora_restricted_paper
 @pytest.fixture(scope="module", autouse=True)
 def conf() -> Iterator[None]:
     """Hydra, set up as the command line does."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=schema())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
@@ -159,7 +159,7 @@ def test_each_experiment_composes_with_the_model_and_task_of_its_name(name: str)
     folder, _, task = name.partition("/")
     assert config.model.name_or_path == stated(f"model/{folder}")["model.name_or_path"]
     assert config.task.name == task.partition("_")[0]
-    assert config.lora.placement == schema.PlacementConfig("qv")
+    assert config.lora.placement == module.PlacementConfig("qv")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -250,7 +250,7 @@ def test_each_key_of_the_config_is_explained_where_it_is_declared() -> None:
     """By a docstring below it; a section by the docstring of its own dataclass."""
     classes = {
         node.name: node
-        for node in ast.parse(inspect.getsource(schema)).body
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef)
     }
     assert Config.__name__ in classes

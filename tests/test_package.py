@@ -76,6 +76,8 @@ def test_the_command_composes_a_config_from_anywhere(installed, tmp_path):
         ["status", "--help"],
         ["show", "--help"],
         ["logs", "--help"],
+        ["export", "--help"],
+        ["import", "--help"],
     ],
     ids=" ".join,
 )

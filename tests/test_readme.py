@@ -70,3 +70,9 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test", "lint", "bench"} <= targets
     assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_examples_of_the_library_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = README.split("## The LoRA library")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)), {})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lora_exp.lora.layers import LoraLayer
+from lora_exp.lora.base import LoraLayer
 
 Bias = Literal["none", "lora_only", "all"]
 
@@ -15,41 +15,76 @@ Bias = Literal["none", "lora_only", "all"]
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The layers with an update, and their names in the model."""
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and hasattr(module, "lora_A"):
+        if isinstance(module, LoraLayer) and module.is_adapted:
             yield name, module
 
 
-def mark_only_lora_as_trainable(model: nn.Module, bias: Bias = "none") -> None:
-    """Freeze everything but LoRA's matrices and, if asked, biases.
+def mark_only_lora_as_trainable(
+    model: nn.Module, bias: Bias = "none", also: Collection[str] = ()
+) -> None:
+    """Freeze everything but LoRA's matrices and, if asked, biases and whole modules.
 
     Args:
         model: has LoRA layers.
         bias: train no bias, those of the layers with LoRA, or all of them.
+        also: names of modules that are trained in full, such as the head.
 
     Raises:
-        ValueError: for another value of `bias`.
+        ValueError: for another value of `bias`, or a module that does not exist.
     """
-    chosen = _names(model, bias)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name in chosen
+    chosen = _names(model, bias, also)
+    everything = list(model.named_parameters(remove_duplicate=False))
+    trained = {parameter for name, parameter in everything if name in chosen}
+    for _, parameter in everything:
+        parameter.requires_grad = parameter in trained
 
 
-def lora_state_dict(model: nn.Module, bias: Bias = "none") -> dict[str, Tensor]:
-    """The tensors that `mark_only_lora_as_trainable` with the same `bias` leaves trainable."""
-    chosen = _names(model, bias)
+def lora_state_dict(
+    model: nn.Module, bias: Bias = "none", also: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors that `mark_only_lora_as_trainable` with the same arguments leaves trainable, and
+    the buffers of the modules in `also`."""
+    chosen = _names(model, bias, also)
     return {name: tensor for name, tensor in model.state_dict().items() if name in chosen}
 
 
-def _names(model: nn.Module, bias: Bias) -> set[str]:
+def lora_plus(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    ratio: float,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser in which B learns faster than A (LoRA+, Hayou et al. 2024,
+    arXiv:2402.12354). As in the authors' code, and in PEFT, so do vectors.
+
+    Args:
+        parameters: by name: `model.named_parameters()`. Frozen ones are left out.
+        lr: learning rate of A and of other matrices that are trained.
+        ratio: the learning rate of B and vectors over that; the paper advises about 16.
+        weight_decay: of matrices; vectors (biases and norms) have none.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            fast = name.rpartition(".")[2] == "lora_B" or parameter.ndim == 1
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr * ratio if fast else lr, decay), []).append(parameter)
+    return [{"params": p, "lr": one, "weight_decay": d} for (one, d), p in groups.items()]
+
+
+def _names(model: nn.Module, bias: Bias, also: Collection[str]) -> set[str]:
     if bias not in ("none", "lora_only", "all"):
         raise ValueError(f"bias={bias!r}: there are none, lora_only and all")
-    names = {f"{name}.{part}" for name, _ in lora_layers(model) for part in ("lora_A", "lora_B")}
+    names: set[str] = set()
     for name, module in model.named_modules():
-        adapted = isinstance(module, LoraLayer) and hasattr(module, "lora_A")
-        if bias == "all" or (bias == "lora_only" and adapted):
-            names |= {
-                f"{name}.{own}" if name else own
-                for own, _ in module.named_parameters(recurse=False)
-                if own == "bias"
-            }
+        adapted = isinstance(module, LoraLayer) and module.is_adapted
+        for own, _ in module.named_parameters(recurse=False):
+            with_bias = "bias" in own and (bias == "all" or (bias == "lora_only" and adapted))
+            if with_bias or (adapted and own.startswith("lora_")):
+                names.add(f"{name}.{own}" if name else own)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for module in also:
+        if module not in modules:
+            raise ValueError(f"also={module!r}: the model has no such module")
+        names |= {f"{module}.{own}" for own in modules[module].state_dict()}
     return names

@@ -57,7 +57,7 @@ def attach(backbone: Backbone, config: Config) -> None:
     method(config.method).attach(backbone, config)
     for name, parameter in model.named_parameters():
         if name in backbone.head:
-            parameter.requires_grad = True
+            parameter.requires_grad = config.method != "lora" or config.lora.train_head
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -68,6 +68,10 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def parameter_counts(backbone: Backbone, method_name: str) -> dict[str, int]:
     """Trained parameters by part, then the total: `{"lora": ..., "head": ..., "total": ...}`."""
     parameters = dict(backbone.model.named_parameters())
-    head = sum(p.numel() for name, p in parameters.items() if name in backbone.head)
-    own = sum(p.numel() for name, p in trained(backbone.model).items() if name not in backbone.head)
+    head, own = 0, 0
+    for name, parameter in trained(backbone.model).items():
+        if name in backbone.head:
+            head += parameter.numel()
+        else:
+            own += parameter.numel()
     return {method_name: own, "head": head, "total": sum(p.numel() for p in parameters.values())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lora_exp.lora.files import serialise
+from lora_exp.lora import serialise
 
 if TYPE_CHECKING:
     from lora_exp.models import Backbone

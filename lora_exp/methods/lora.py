@@ -15,23 +15,32 @@ if TYPE_CHECKING:
 def attach(backbone: Backbone, config: Config) -> None:
     """Place LoRA in the pre-trained part (never in the head) and give it its initial values."""
     model, placement = backbone.model, config.lora.placement
+    head = {module.removeprefix(f"{model.base_model_prefix}.") for module in backbone.head_modules}
     try:
-        targets = placement.targets or lora.preset(model.config.model_type, placement.preset)
         lora.place(
             model.get_submodule(model.base_model_prefix),
-            targets,
+            placement.targets or lora.preset(model.config.model_type, placement.preset),
             r=config.lora.r,
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
-            leave={
-                module.removeprefix(f"{model.base_model_prefix}.") for module in _head(backbone)
-            },
+            leave=head,
+            layers=placement.layers,
+            rank_pattern=placement.rank_pattern,
+            alpha_pattern=placement.alpha_pattern,
+            rslora=config.lora.rslora,
+            dora=config.lora.dora,
         )
     except lora.PlacementError as error:
         key = "lora.placement.targets" if placement.targets else "lora/placement"
         raise UserError(f"{key}: {error}") from error
     normal = model.config.initializer_range if config.lora.init == "normal" else None
     lora.initialise(model, config.seed, normal=normal)
+    if config.lora.init == "pissa":
+        try:
+            lora.initialise_pissa(model)
+        except ValueError as error:
+            raise UserError(f"lora.init=pissa: {error}") from error
+    lora.mark_only_lora_as_trainable(model, config.lora.bias)  # type: ignore[arg-type]
 
 
 def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
@@ -39,16 +48,8 @@ def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
     return lora.peft_files(
         backbone.model,
         base_model=config.model.name_or_path,
-        modules_to_save=sorted(_head(backbone)),
+        modules_to_save=sorted(backbone.head_modules),
+        bias=config.lora.bias,  # type: ignore[arg-type]
         task_type="SEQ_CLS",
+        backbone=backbone.weights or None,
     )
-
-
-def _head(backbone: Backbone) -> set[str]:
-    """The head's modules: whole ones outside the pre-trained part, single layers inside of it."""
-    modules = set()
-    for parameter in backbone.head:
-        part, _, rest = parameter.partition(".")
-        inside = part == backbone.model.base_model_prefix
-        modules.add(f"{part}.{rest.rsplit('.', 1)[0]}" if inside else part)
-    return modules

@@ -7,18 +7,20 @@ their default), so a default never changes: a value that should evolve belongs i
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lora_exp.errors import UserError
 
 METHODS = ("lora", "full", "bitfit")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
-INITIALISATIONS = ("kaiming_uniform", "normal")
+INITIALISATIONS = ("kaiming_uniform", "normal", "pissa")
+BIASES = ("none", "lora_only", "all")
 TASK_KINDS = ("classification", "agreement")
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman")
 TRACKERS = ("none", "wandb")
@@ -37,6 +39,9 @@ class ModelConfig:
     """Dropout of the backbone, hidden states and attention alike; null keeps the model's own."""
     head_dropout: float | None = None
     """Dropout before the classification head; null keeps the model's own (often the backbone's)."""
+    init_from: str | None = None
+    """Start from an adapter: a finished run (name or signature), a folder of PEFT, or a file of
+    loralib. A head of another size is left out."""
 
 
 @dataclass
@@ -75,10 +80,20 @@ class PlacementConfig:
     """Which weights get LoRA."""
 
     preset: str = "qv"
-    """`qv`, `attention`, `mlp` or `all_linear`: a set of weights known for each architecture."""
+    """`qv`, `attention`, `mlp`, `all_linear`, `embedding` or `convolution`: a set of weights, known
+    for each architecture that has them."""
     targets: list[str] | None = None
     """Patterns of module names, used instead of the preset: `query`, `layer.0.*.dense`; slices of a
     fused projection after a colon: `c_attn:query,value`."""
+    layers: str | None = None
+    """Numbers of the layers that get LoRA: `0-5`; null is all. On the command line, several are
+    quoted twice: `'lora.placement.layers="0,2,6-11"'`."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    r"""Ranks other than `lora.r`, by patterns as in `targets`; 0 leaves these layers as they are.
+    On the command line with a backslash before each of `:,[]{}` in a pattern:
+    `'lora.placement.rank_pattern={layer.0.**.query:4,c_attn\:value:16}'`."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alphas other than `lora.alpha`, given in the same way."""
 
 
 @dataclass
@@ -93,7 +108,19 @@ class LoraConfig:
     """Dropout on the input of A."""
     init: str = "kaiming_uniform"
     """How A starts: `kaiming_uniform` (loralib) or `normal` with the model's initializer_range (the
-    published DeBERTa runs). B starts at zero."""
+    published DeBERTa runs), with B zero; or `pissa`: both from the weight's largest singular values
+    (Meng et al. 2024)."""
+    rslora: bool = False
+    """Rank-stabilised scaling: alpha / sqrt(r) (Kalajdzievski 2023)."""
+    dora: bool = False
+    """DoRA: a trained magnitude for each output (Liu et al. 2024); linear layers only."""
+    lr_ratio: float = 1.0
+    """Learning rate of B, and of vectors, over that of other matrices (LoRA+, Hayou et al. 2024,
+    advise 16)."""
+    bias: str = "none"
+    """Biases trained as well: `none`, `lora_only` (of the layers with LoRA) or `all`."""
+    train_head: bool = True
+    """The head is trained in full; false leaves it as it starts."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     """Which weights get LoRA."""
 
@@ -174,6 +201,14 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     rerun: bool = False
     """Train a finished run again; its result is kept under `outputs/superseded`."""
+
+
+def schema() -> DictConfig:
+    """The tree of types for Hydra, in which the mappings take any key."""
+    node = OmegaConf.structured(Config)
+    for name in ("rank_pattern", "alpha_pattern"):
+        OmegaConf.set_struct(node.lora.placement[name], False)
+    return node
 
 
 def from_mapping(values: Any) -> Config:
@@ -268,7 +303,28 @@ def check(config: Config) -> None:
     positive("lora.alpha", lora.alpha)
     share("lora.dropout", lora.dropout)
     choice("lora.init", lora.init, INITIALISATIONS)
-    require(lora.placement.targets != [], "lora.placement.targets", "[]", "name a module, or null.")
+    require(
+        lora.init != "pissa" or model.init_from is None,
+        "lora.init",
+        "pissa",
+        "takes the start of the adapter from the weights; leave out model.init_from, or lora.init.",
+    )
+    positive("lora.lr_ratio", lora.lr_ratio)
+    choice("lora.bias", lora.bias, BIASES)
+    placement = lora.placement
+    require(placement.targets != [], "lora.placement.targets", "[]", "name a module, or null.")
+    require(
+        placement.layers is None
+        or bool(re.fullmatch(r"\d+(-\d+)?(, *\d+(-\d+)?)*", placement.layers)),
+        "lora.placement.layers",
+        placement.layers,
+        "must be numbers and ranges, such as 0-5 or 0,2,6-11.",
+    )
+    for pattern, rank in placement.rank_pattern.items():
+        key = f"lora.placement.rank_pattern.{pattern}"
+        require(rank >= 0, key, rank, "must be at least 0, which leaves the layers as they are.")
+    for pattern, alpha in placement.alpha_pattern.items():
+        positive(f"lora.placement.alpha_pattern.{pattern}", alpha)
 
     positive("train.lr", train.lr)
     positive("train.epochs", train.epochs)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lora_exp.errors import UserError
 
 TEMPORARY = ".tmp"
 
@@ -20,13 +25,46 @@ def write(path: Path, content: bytes | str) -> None:
 
 def commit(temporary: Path, path: Path) -> None:
     """Put a file that is written into its place, once all of it is safely on disk."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(temporary)
     temporary.replace(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+def check_new(folder: Path) -> None:
+    """See, before anything expensive starts, whether `new_folder` may be made.
+
+    Raises:
+        UserError: if there is something already.
+    """
+    try:
+        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
+    if not free:
+        raise UserError(f"{folder}: exists, and nothing is overwritten. Name a new folder.")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in, which is put in its place as a whole at the end, or not at all.
+
+    Raises:
+        UserError: if there is something already, or it cannot be written.
+    """
+    check_new(path)
+    place = path.resolve()
+    temporary = place.with_name(f".{place.name}-{os.getpid()}{TEMPORARY}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for entry in (*temporary.rglob("*"), temporary):
+            _sync(entry)
+        temporary.replace(place)
+        _sync(place.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,9 +80,9 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file's content durable, or the renames and new names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_exp.runs.config import Config
 
 # Where a run happens, how often it is written down and who watches: none of it decides the result.
-# The data and the backbone enter by their fingerprints, not by where they lie.
+# The data, the backbone and an adapter to start from enter by their fingerprints.
 UNDECIDING = {
     "device",
     "outputs",
@@ -22,27 +22,34 @@ UNDECIDING = {
     "task.subset",
     "model.name_or_path",
     "model.revision",
+    "model.init_from",
     "train.log_every",
     "train.checkpoint_seconds",
 }
 
 
-def signature(config: Config, *, data: str, backbone: str) -> str:
+def signature(config: Config, *, data: str, backbone: str, start: str | None = None) -> str:
     """Twelve hexadecimal digits that two runs share only if their results must be equal.
 
     Args:
         config: the run.
         data: fingerprint of the data (`lora_exp.tasks.fingerprint`).
         backbone: fingerprint of the pre-trained model (`lora_exp.models.fingerprint`).
+        start: fingerprint of the adapter it starts from, if any (`lora_exp.init_from.fingerprint`).
     """
-    return _digest({"config": deciding(config), "data": data, "backbone": backbone})
+    return _digest({"config": deciding(config)} | _prints(data, backbone, start))
 
 
-def group(config: Config, *, data: str, backbone: str) -> str:
+def group(config: Config, *, data: str, backbone: str, start: str | None = None) -> str:
     """The same without the seed: runs of one group differ only in their seed."""
     decided = deciding(config)
     decided.pop("seed", None)
-    return _digest({"group": decided, "data": data, "backbone": backbone})
+    return _digest({"group": decided} | _prints(data, backbone, start))
+
+
+def _prints(data: str, backbone: str, start: str | None) -> dict[str, str]:
+    prints = {"data": data, "backbone": backbone}
+    return prints if start is None else prints | {"start": start}
 
 
 def deciding(config: Config) -> dict[str, Any]:

@@ -45,10 +45,14 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
         RunFailed: if the run ends without a result.
         SystemExit: after a signal, with status 128 + its number; the run is preempted.
     """
-    from lora_exp import models, tasks
+    from lora_exp import init_from, models, tasks
 
-    config = with_absolute_paths(config)
-    prints = {"data": tasks.fingerprint(config.task), "backbone": models.fingerprint(config.model)}
+    config = init_from.resolve(with_absolute_paths(config))
+    prints = {
+        "data": tasks.fingerprint(config.task),
+        "backbone": models.fingerprint(config.model),
+        "start": init_from.fingerprint(config.model),
+    }
     identity, family = signature(config, **prints), group(config, **prints)
     folder = folder_of(Path(config.outputs), config, identity)
     if folder.result is not None and not config.rerun:
@@ -81,7 +85,7 @@ def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:
     """
     import torch
 
-    from lora_exp import methods, models, tasks
+    from lora_exp import init_from, methods, models, tasks
     from lora_exp.tasks.metrics import choose_metrics
     from lora_exp.train.batches import encode
     from lora_exp.train.run import Data
@@ -93,6 +97,7 @@ def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:
     if longest < config.train.max_length:
         log.info("train.max_length: the model reads %d tokens at most.", longest)
     methods.attach(backbone, config)
+    init_from.start(backbone, config)
     torch.nn.Module.to(backbone.model, device)  # transformers' own wrapper hides the type
     set_precision(backbone, config.train.precision)
     data = Data(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lora_exp.lora import lora_plus
 from lora_exp.runs.config import TrainConfig
 
 
@@ -17,10 +18,15 @@ class Optimiser:
         parameters: what the run trains, by name.
         train: the recipe.
         total_steps: number of updates of the whole run.
+        ratio_of_b: the learning rate of LoRA's B over that of everything else.
     """
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], train: TrainConfig, total_steps: int
+        self,
+        parameters: dict[str, nn.Parameter],
+        train: TrainConfig,
+        total_steps: int,
+        ratio_of_b: float = 1.0,
     ) -> None:
         self.parameters = parameters
         self.max_norm = train.max_grad_norm
@@ -31,14 +37,9 @@ class Optimiser:
             if train.warmup_steps is None
             else train.warmup_steps
         )
-        matrices = [p for p in parameters.values() if p.ndim > 1]
-        vectors = [p for p in parameters.values() if p.ndim <= 1]  # biases and norms
+        groups = lora_plus(parameters.items(), 1.0, ratio_of_b, train.weight_decay)
         self.adam = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": train.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=train.lr,
+            [group | {"ratio": group["lr"]} for group in groups],
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_epsilon,
             fused=True,
@@ -61,7 +62,7 @@ class Optimiser:
         limit = self.max_norm if self.max_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.learning_rate(step) * group["ratio"]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm

@@ -112,7 +112,8 @@ class Run:
         self.steps_per_epoch = math.ceil(len(data.train) / train.batch_size)
         self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
         self.eval_every = train.eval_every or self.steps_per_epoch
-        self.optimiser = Optimiser(trained(self.model), train, self.total_steps)
+        ratio = config.lora.lr_ratio if config.method == "lora" else 1.0
+        self.optimiser = Optimiser(trained(self.model), train, self.total_steps, ratio)
         self.progress = Progress()
         self._unread: list[Tensor] = []  # losses that are still on the device
         self._norm = torch.zeros(())  # of the last update's gradient

@@ -35,8 +35,16 @@ DECIDING: dict[str, Any] = {
     "method": "full",
     "lora__r": 4,
     "lora__alpha": 8.0,
+    "lora__rslora": True,
+    "lora__dora": True,
+    "lora__lr_ratio": 16.0,
+    "lora__bias": "all",
+    "lora__train_head": False,
     "lora__placement__preset": "mlp",
     "lora__placement__targets": ["query"],
+    "lora__placement__layers": "0-5",
+    "lora__placement__rank_pattern": {"query": 4},
+    "lora__placement__alpha_pattern": {"query": 4.0},
     "train__lr": 1e-4,
     "train__epochs": 4,
     "train__max_steps": 9,
@@ -56,6 +64,7 @@ UNDECIDING: dict[str, Any] = {
     "tracker__tags": ["x"],
     "task__data_dir": "elsewhere",
     "model__name_or_path": "elsewhere/roberta-base",
+    "model__init_from": "elsewhere",
     "train__log_every": 1,
     "train__checkpoint_seconds": 1.0,
 }
@@ -76,6 +85,7 @@ def test_data_and_backbone_count_by_content() -> None:
     assert signature(config(), **other) != signature(config(), **PRINTS)
     other = {"data": "files:1", "backbone": "files:3"}
     assert signature(config(), **other) != signature(config(), **PRINTS)
+    assert signature(config(), start="files:4", **PRINTS) != signature(config(), **PRINTS)
 
 
 def test_what_a_run_does_not_use_does_not_count() -> None:
@@ -128,5 +138,6 @@ def test_the_written_config_is_the_run(tmp_path: Path) -> None:
     from lora_exp.runs.config import to_yaml
 
     made = config(lora__r=4, tracker__tags=["a: b", "c#"])
+    made.lora.placement.rank_pattern = {"layer.[0-3].**.{query,value}": 2, "c_attn:query": 0}
     (tmp_path / "config.yaml").write_text(to_yaml(made))
     assert from_mapping(OmegaConf.load(tmp_path / "config.yaml")) == made

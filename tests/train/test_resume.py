@@ -171,11 +171,20 @@ def test_killed_again_and_again(tiny: Path, tmp_path: Path, uninterrupted: dict[
     assert outcome(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit"])
-def test_other_methods_resume_as_well(method: str, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["method=full"],
+        ["method=bitfit"],
+        ["lora.init=pissa", "lora.lr_ratio=16"],
+        ["lora.dora=true", "lora.bias=all"],
+    ],
+    ids=" ".join,
+)
+def test_other_methods_resume_as_well(what: list[str], tiny: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert forked.run(*recipe(tiny, whole, f"method={method}")).status == 0
-    arguments = recipe(tiny, broken, f"method={method}")
+    assert forked.run(*recipe(tiny, whole, *what)).status == 0
+    arguments = recipe(tiny, broken, *what)
     assert forked.run(*arguments, before=in_step(13)).status == -signal.SIGKILL
     assert forked.run(*arguments).status == 0
     assert outcome(broken) == outcome(whole)

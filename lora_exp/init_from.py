@@ -1,0 +1,159 @@
+"""`model.init_from`: a run that starts from what another one, or other software, has trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_exp.errors import UserError
+from lora_exp.runs.config import Config, ModelConfig
+from lora_exp.runs.store import find_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_exp.models import Backbone
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+log = logging.getLogger("lora_exp")
+
+
+def resolve(config: Config) -> Config:
+    """The same run with the folder or file that `model.init_from` stands for.
+
+    Raises:
+        UserError: if there is none, or it is a run that is not done.
+    """
+    name = config.model.init_from
+    if name is None:
+        return config
+    path = Path(name).expanduser()
+    if path.is_file() or (path / CONFIG).is_file():
+        return _starting_from(config, path)
+    try:
+        run = find_run(Path(config.outputs), name)
+    except UserError as error:
+        raise UserError(
+            f"model.init_from={name}: neither a folder with {CONFIG}, nor a file of loralib, nor a "
+            f"run. {error}"
+        ) from error
+    if run.result is None:
+        raise UserError(f"model.init_from={name}: this run is {run.status['state']}, not done.")
+    return _starting_from(config, run.adapter)
+
+
+def _starting_from(config: Config, path: Path) -> Config:
+    return replace(config, model=replace(config.model, init_from=str(path.absolute())))
+
+
+def fingerprint(model: ModelConfig) -> str | None:
+    """What identifies the start in a run's signature: the content of its files."""
+    if model.init_from is None:
+        return None
+    path = Path(model.init_from)
+    files = [path] if path.is_file() else sorted(path.glob("adapter_*"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def start(backbone: Backbone, config: Config) -> None:
+    """Give what the method trains the values that `model.init_from` holds, all or none.
+
+    A head of another size keeps its own start.
+
+    Args:
+        backbone: with the method attached.
+        config: resolved.
+
+    Raises:
+        UserError: if they do not fit the model or the method.
+    """
+    if config.model.init_from is None:
+        return
+    path = Path(config.model.init_from)
+    about = _about(path)
+    origin = about.get("method", "lora")
+    if origin != config.method:
+        raise UserError(
+            f"model.init_from={path}: trained with method={origin}, which method={config.method} "
+            "cannot start from. Export it (export RUN --to merged) and give that as "
+            "model.name_or_path."
+        )
+    if origin == "lora":
+        _start_lora(backbone, config, path)
+    else:
+        _start_by_name(backbone, path)
+
+
+def _start_lora(backbone: Backbone, config: Config, path: Path) -> None:
+    from lora_exp import lora
+
+    try:
+        alpha = config.lora.alpha if path.is_file() else None  # loralib's files do not hold it
+        adapter = lora.read(path, alpha=alpha)
+        left_out = _other_heads(backbone, adapter.others)
+        lora.load(backbone.model, adapter, leave_out=left_out)
+    except lora.AdapterError as error:
+        raise UserError(f"model.init_from: {error}") from error
+    _say(path, len(adapter.updates), "layers with LoRA", left_out)
+
+
+def _start_by_name(backbone: Backbone, path: Path) -> None:
+    import safetensors.torch
+    import torch
+    from safetensors import SafetensorError
+
+    from lora_exp.methods import trained
+
+    try:
+        tensors = safetensors.torch.load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.init_from={path}: {WEIGHTS} is damaged ({error}).") from error
+    left_out = _other_heads(backbone, tensors)
+    own = trained(backbone.model)
+    found = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(name.startswith(f"{module}.") for module in left_out)
+    }
+    wrong = [n for n, t in found.items() if n not in own or own[n].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"model.init_from={path}: {wrong[0]} is not among what this run trains, or of another "
+            f"shape. Start from a run with the same backbone."
+        )
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+    _say(path, len(found), "tensors", left_out)
+
+
+def _other_heads(backbone: Backbone, tensors: dict[str, Tensor]) -> set[str]:
+    """The head's modules, if it has another size there, or is not there as a whole."""
+    state = backbone.model.state_dict()
+    for name in backbone.head:
+        if name not in tensors or tensors[name].shape != state[name].shape:
+            return backbone.head_modules
+    return set()
+
+
+def _say(path: Path, number: int, what: str, left_out: set[str]) -> None:
+    log.info("Starting from %s: %d %s.", path, number, what)
+    if left_out:
+        names = ", ".join(sorted(left_out))
+        log.info("Its head does not fit (another number of labels, or none): %s start anew.", names)
+
+
+def _about(path: Path) -> dict[str, str]:
+    try:
+        about = json.loads((path / CONFIG).read_text(encoding="utf-8")) if path.is_dir() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.init_from={path}: {CONFIG} cannot be read ({error}).") from error
+    return about if isinstance(about, dict) else {}
