@@ -98,6 +98,20 @@ def test_another_scaling_is_kept(tiny: Path, origin: Path, outputs: Path) -> Non
             torch.testing.assert_close(new[name] * 64, old[name] * 16)
 
 
+def test_a_higher_rank_goes_on_in_all_of_its_directions(
+    tiny: Path, origin: Path, outputs: Path
+) -> None:
+    wide = ("lora.r=12", "lora.alpha=24", f"model.init_from={origin.name}")
+    start, _ = trained(tiny, outputs, *STILL, *wide)
+    moved, _ = trained(tiny, outputs, "train.lr=1e-2", *wide)
+    old, first, then = weights(origin), weights(start), weights(moved)
+    for name in old:
+        if name.endswith("lora_B.weight"):
+            assert torch.equal(first[name][:, :8], old[name])
+            assert first[name][:, 8:].abs().max() < 1e-20
+            assert then[name][:, 8:].abs().max() > 1e-4
+
+
 def test_the_start_is_part_of_the_signature_by_its_content(
     tiny: Path, origin: Path, outputs: Path
 ) -> None:

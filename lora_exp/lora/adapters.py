@@ -93,6 +93,7 @@ class Adapters:
                 updates[layer] = _update(layer, *layer.join(scaled), 1.0)
         self._take(name, updates)
 
+    @torch.no_grad()
     def switch(self, name: str) -> None:
         """Copy an adapter, as it is now, into the layers: in place, so nothing is compiled anew.
 
@@ -109,10 +110,14 @@ class Adapters:
                     f"instead of {layer.r}, or use `rows`, which take any rank."
                 )
         for layer in self.layers.values():
-            if layer in updates:
-                layer.put(updates[layer].a, updates[layer].b, updates[layer].scaling)
-            else:
-                layer.put(layer.lora_A[:0], layer.lora_B[:, :0], 1.0)
+            update = updates.get(layer)
+            if update is None or len(update.a) < len(layer.lora_A):
+                layer.lora_A.zero_()  # nothing of the last adapter may stay
+                layer.lora_B.zero_()
+            if update is not None:
+                layer.put(update.a, update.b, update.scaling)
+            elif layer.merged:
+                layer.merge()
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """What an adapter consists of, by name, to be trained.

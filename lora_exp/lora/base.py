@@ -52,6 +52,8 @@ class LoraLayer(nn.Module):
     weight: Tensor
     lora_A: nn.Parameter  # noqa: N815 (loralib's name, which its checkpoints hold)
     lora_B: nn.Parameter  # noqa: N815
+    b_starts_at_zero = True
+    """So that the update does; in embeddings A starts at zero."""
 
     # -- what a kind of layer defines ----------------------------------------------------------
 
@@ -137,7 +139,7 @@ class LoraLayer(nn.Module):
     @torch.no_grad()
     def put(self, a: Tensor, b: Tensor, scaling: float) -> None:
         """Let the layer hold this update, in place; where its rank is lower than the layer's, the
-        rest is zero.
+        rest of the factor that starts at zero is zero, and the other one's can still be trained.
 
         Args:
             a: as `blocks` takes it.
@@ -151,14 +153,14 @@ class LoraLayer(nn.Module):
         if len(a) > len(self.lora_A):
             raise ValueError(f"{len(a)} rows of A do not fit into a layer of {len(self.lora_A)}")
         for (own_a, own_b), (new_a, new_b) in zip(own, new, strict=True):
-            rank = new_a.shape[0]
-            if rank < own_a.shape[0]:
-                own_a[rank:].zero_()
-                own_b[:, rank:].zero_()
-            own_a[:rank].copy_(new_a)
-            own_b[:, :rank].copy_(new_b)
+            rank = len(new_a)
+            if rank < len(own_a):
+                (own_b[:, rank:] if self.b_starts_at_zero else own_a[rank:]).zero_()
+                own_a, own_b = own_a[:rank], own_b[:, :rank]
+            own_a.copy_(new_a)
+            own_b.copy_(new_b)
             if scaling != self.scaling:
-                own_b[:, :rank].mul_(scaling / self.scaling)
+                own_b.mul_(scaling / self.scaling)
         if self.merged:
             self.merge()
 

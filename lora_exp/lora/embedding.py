@@ -30,6 +30,8 @@ class Embedding(LoraLayer, nn.Embedding):
             `sparse` the table: A's gradient is dense.
     """
 
+    b_starts_at_zero = False
+
     def __init__(
         self,
         num_embeddings: int,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lora_exp.lora.base import LoraLayer
 from lora_exp.lora.linear import Linear, MergedLinear
 from lora_exp.lora.state import lora_layers
 
@@ -40,9 +43,11 @@ def initialise_pissa(model: nn.Module) -> None:
     saved as an ordinary one, for the weight as it was.
 
     Raises:
-        ValueError: for a layer that is not linear, only adapted in slices, or started so already.
+        ValueError: for a layer that is not linear, tied, only adapted in slices, or started so
+            already.
     """
     layers = dict(lora_layers(model))
+    owners = Counter(id(weight) for weight in _weights(model))
     for name, layer in layers.items():
         if not isinstance(layer, Linear) or isinstance(layer, MergedLinear):
             raise ValueError(
@@ -50,9 +55,20 @@ def initialise_pissa(model: nn.Module) -> None:
             )
         if "taken_A" in layer._buffers:
             raise ValueError(f"{name} was started with PiSSA already")
+        if owners[id(layer.base_weight)] > 1:
+            raise ValueError(f"PiSSA changes the weight of {name}, which is tied to another module")
     for layer in layers.values():
         if isinstance(layer, Linear) and not layer.weight.is_meta:
             layer.while_unmerged(_start_with_pissa, layer)
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, LoraLayer) and name == "weight":
+                yield module.base_weight
+            else:
+                yield parameter
 
 
 def _start_with_pissa(layer: Linear) -> None:
@@ -66,4 +82,4 @@ def _start_with_pissa(layer: Linear) -> None:
     layer.register_buffer("taken_B", taken[1], persistent=False)
     product = layer.product(*(factor.to(wide.dtype) for factor in taken))
     rest = (wide - layer.scaling * product).to(weight.dtype)
-    layer.weight = nn.Parameter(rest, requires_grad=False)  # a tied weight stays what it is
+    layer.weight = nn.Parameter(rest, requires_grad=False)

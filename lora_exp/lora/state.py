@@ -32,11 +32,9 @@ def mark_only_lora_as_trainable(
     Raises:
         ValueError: for another value of `bias`, or a module that does not exist.
     """
-    chosen = _names(model, bias, also)
-    everything = list(model.named_parameters(remove_duplicate=False))
-    trained = {parameter for name, parameter in everything if name in chosen}
-    for _, parameter in everything:
-        parameter.requires_grad = parameter in trained
+    chosen = {*_chosen(model, bias, also).values()}
+    for parameter in model.parameters():
+        parameter.requires_grad = parameter in chosen
 
 
 def lora_state_dict(
@@ -44,8 +42,10 @@ def lora_state_dict(
 ) -> dict[str, Tensor]:
     """The tensors that `mark_only_lora_as_trainable` with the same arguments leaves trainable, and
     the buffers of the modules in `also`."""
-    chosen = _names(model, bias, also)
-    return {name: tensor for name, tensor in model.state_dict().items() if name in chosen}
+    tensors = {name: p.detach() for name, p in _chosen(model, bias, also).items()}
+    for module in also:
+        tensors |= model.get_submodule(module).state_dict(prefix=f"{module}.")
+    return tensors
 
 
 def lora_plus(
@@ -72,19 +72,20 @@ def lora_plus(
     return [{"params": p, "lr": one, "weight_decay": d} for (one, d), p in groups.items()]
 
 
-def _names(model: nn.Module, bias: Bias, also: Collection[str]) -> set[str]:
+def _chosen(model: nn.Module, bias: Bias, also: Collection[str]) -> dict[str, nn.Parameter]:
     if bias not in ("none", "lora_only", "all"):
         raise ValueError(f"bias={bias!r}: there are none, lora_only and all")
-    names: set[str] = set()
+    chosen: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         adapted = isinstance(module, LoraLayer) and module.is_adapted
-        for own, _ in module.named_parameters(recurse=False):
+        for own, parameter in module._parameters.items():
             with_bias = "bias" in own and (bias == "all" or (bias == "lora_only" and adapted))
-            if with_bias or (adapted and own.startswith("lora_")):
-                names.add(f"{name}.{own}" if name else own)
-    modules = dict(model.named_modules(remove_duplicate=False))
+            if parameter is not None and (with_bias or (adapted and own.startswith("lora_"))):
+                chosen[f"{name}.{own}" if name else own] = parameter
     for module in also:
-        if module not in modules:
-            raise ValueError(f"also={module!r}: the model has no such module")
-        names |= {f"{module}.{own}" for own in modules[module].state_dict()}
-    return names
+        try:
+            inner = model.get_submodule(module)
+        except AttributeError:
+            raise ValueError(f"also={module!r}: the model has no such module") from None
+        chosen |= {f"{module}.{own}": p for own, p in inner.named_parameters()}
+    return chosen

@@ -101,6 +101,18 @@ def test_a_lower_rank_of_every_kind(kind: str) -> None:
         torch.testing.assert_close(model[kind](model.inputs[kind]), expected)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "merged"])
+def test_nothing_of_a_diverged_adapter_stays_behind_one_of_lower_rank(kind: str) -> None:
+    model = Layers("full")
+    for parameter in model.adapters.parameters("full").values():
+        parameter.data.fill_(torch.nan)
+    model.adapters.add("low", lora.Adapter({kind: rank_one(model[kind])}, {kind: 3.0}))
+    model.adapters.switch("full")
+    model.adapters.switch("low")
+    for one, inputs in model.inputs.items():
+        assert model[one](inputs).isfinite().all()
+
+
 def test_a_rank_that_is_too_high_is_refused_and_nothing_is_changed() -> None:
     model = Layers("first", "second")
     model.adapters.combine("sum", {"first": 1.0, "second": 1.0})

@@ -130,15 +130,18 @@ def test_pissa_leaves_the_output_as_it_was(size: tuple[int, int], dtype: torch.d
     torch.testing.assert_close(model.train()(x), before, **close)
 
 
-def test_pissa_leaves_a_tied_weight_as_it_was() -> None:
+@pytest.mark.parametrize("merged", [False, True])
+def test_pissa_refuses_a_tied_weight(merged: bool) -> None:
     first, second = nn.Linear(5, 5), nn.Linear(5, 5)
     second.weight = first.weight
     model: Any = nn.Sequential(first, second)
     before = first.weight.clone()
-    lora.place(model, ["0"], r=3, alpha=6)
-    lora.initialise_pissa(model)
-    assert torch.equal(model[1].weight, before)
-    assert not torch.equal(model[0].weight, before)
+    lora.place(model, ["0"], r=3, alpha=6, merge_weights=True)
+    model.train(not merged)
+    with pytest.raises(ValueError, match="the weight of 0, which is tied to another module"):
+        lora.initialise_pissa(model)
+    assert torch.equal(model.train()[0].weight, before)
+    assert model[1].weight is model[0].weight
 
 
 def test_pissa_where_it_cannot_start_changes_nothing() -> None:
