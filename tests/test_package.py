@@ -90,3 +90,13 @@ def test_what_runs_nothing_imports_nothing_heavy(command):
     )
     assert "lora_exp" in names
     assert HEAVY.isdisjoint(names)
+
+
+def test_the_lora_library_stands_alone(tmp_path):
+    code = (
+        "import sys, lora_exp.lora; "
+        "own = [m for m in sys.modules if m.startswith('lora_exp.')]; "
+        "print(*(m for m in own if not m.startswith('lora_exp.lora')), "
+        "*({'transformers', 'peft', 'hydra', 'omegaconf'} & {*sys.modules}))"
+    )
+    assert run(sys.executable, "-c", code, cwd=tmp_path).stdout.split() == []
