@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -210,6 +211,8 @@ def _as_merged(run: RunFolder, config: Config, backbone: Backbone, folder: Path)
         model.config.label2id = {name: number for number, name in enumerate(names)}
     model.save_pretrained(folder, state_dict=state)
     backbone.tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):  # safetensors hides them from other users
+        shutil.copymode(folder / "config.json", file)
     return "AutoModelForSequenceClassification and AutoTokenizer open it."
 
 
@@ -250,8 +253,9 @@ def _named_backbone(
         return config, models.load(config, _labels(config, tensors) or 2)
     except UserError as error:
         text = str(error).replace("model.name_or_path=", "--model ")
-        hint = "" if set(model) & set("/:") else f"\n{nearest(model, known, kind='models')}"
-        raise UserError(text + hint) from error
+        if name == model and not set(model) & set("/:"):  # perhaps a misspelt name of ours
+            text += f"\n{nearest(model, known, kind='models')}"
+        raise UserError(text) from error
 
 
 def _without_foreign_heads(adapter: Adapter, backbone: Backbone) -> tuple[Adapter, str]:

@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lora_exp.errors import UserError
 from lora_exp.runs.config import Config, ModelConfig
@@ -97,12 +97,39 @@ def _start_lora(backbone: Backbone, config: Config, path: Path) -> None:
 
     try:
         alpha = config.lora.alpha if path.is_file() else None  # loralib's files do not hold it
-        adapter = lora.read(path, alpha=alpha)
+        adapter = lora.read(path, alpha=alpha).named_for(backbone.model)
         left_out = _other_heads(backbone, adapter.others)
-        lora.load(backbone.model, adapter, leave_out=left_out)
+        _check_saved(backbone, config, adapter.others)
+        try:
+            lora.load(backbone.model, adapter, leave_out=left_out)
+        except lora.OtherBackbone:
+            raise
+        except lora.AdapterError as error:
+            raise lora.AdapterError(
+                f"{error}\nGive lora.r and the placement of that adapter. (One that began with "
+                "lora.init=pissa is saved with twice its rank.)"
+            ) from error
     except lora.AdapterError as error:
         raise UserError(f"model.init_from: {error}") from error
     _say(path, len(adapter.updates), "layers with LoRA", left_out)
+
+
+def _check_saved(backbone: Backbone, config: Config, others: dict[str, Tensor]) -> None:
+    """Refuse what this run's own adapter would not hold: opened elsewhere, it would be another."""
+    from lora_exp import lora
+
+    def lost(bias: Literal["none", "lora_only", "all"]) -> list[str]:
+        saved = lora.lora_state_dict(model, bias, backbone.head_modules)
+        return [name for name in others if name in state and name not in saved]
+
+    model, state = backbone.model, backbone.model.state_dict()
+    if names := lost(config.lora.bias):  # type: ignore[arg-type]
+        bias = next((bias for bias in ("lora_only", "all") if not lost(bias)), None)
+        raise UserError(
+            f"model.init_from={config.model.init_from}: trained {names[0]} ({len(names)} such "
+            f"tensors), which this run neither trains nor saves. "
+            + (f"Give lora.bias={bias}." if bias else "Start from an adapter without them.")
+        )
 
 
 def _start_by_name(backbone: Backbone, path: Path) -> None:

@@ -48,17 +48,18 @@ def outputs(origin: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def loralib_file(run: Path, path: Path) -> Path:
+def loralib_file(run: Path, path: Path, add: str = "") -> Path:
     """As loralib's users save it."""
     tensors = {
-        name.removeprefix(PREFIX).replace("lora_A.weight", "lora_A").replace("B.weight", "B"): t
+        add
+        + name.removeprefix(PREFIX).replace("lora_A.weight", "lora_A").replace("B.weight", "B"): t
         for name, t in weights(run).items()
     }
     torch.save(tensors, path)
     return path
 
 
-@pytest.mark.parametrize("how", ["run", "signature", "folder", "file"])
+@pytest.mark.parametrize("how", ["run", "signature", "folder", "file", "module."])
 def test_a_run_starts_where_the_other_ended(
     how: str, tiny: Path, origin: Path, outputs: Path
 ) -> None:
@@ -67,9 +68,11 @@ def test_a_run_starts_where_the_other_ended(
         "signature": origin.name.rsplit("-", 1)[-1],
         "folder": str(origin / "adapter"),
         "file": str(loralib_file(origin, outputs / "adapter.pt")),
+        "module.": str(loralib_file(origin, outputs / "wrapped.pt", "module.")),
     }[how]
     run, output = trained(tiny, outputs, *STILL, f"model.init_from={start}")
     assert "4 layers with LoRA" in output
+    assert "start anew" not in output
     old, new = weights(origin), weights(run)
     assert old.keys() == new.keys()
     for name, value in old.items():
@@ -126,6 +129,21 @@ def test_the_start_is_part_of_the_signature_by_its_content(
         f"model.init_from={outputs / 'elsewhere'}",
     )
     assert f"{first.name} is done" in again.output
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_that_the_run_would_not_save_are_refused(
+    bias: str, tiny: Path, tmp_path: Path
+) -> None:
+    old, _ = trained(tiny, tmp_path, f"lora.bias={bias}", "train.lr=1e-2")
+    start = (f"model.name_or_path={tiny}", f"outputs={tmp_path}", f"model.init_from={old.name}")
+    refused = forked.run(*start, *STILL)
+    assert refused.status == 2
+    assert "which this run neither trains nor saves" in refused.output
+    assert refused.output.strip().endswith(f"Give lora.bias={bias}.")
+    new, _ = trained(tiny, tmp_path, *STILL, f"lora.bias={bias}", f"model.init_from={old.name}")
+    for name, value in weights(old).items():
+        torch.testing.assert_close(weights(new)[name], value)
 
 
 def test_full_fine_tuning_goes_on_from_full_fine_tuning(tiny: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ Stands alone: nothing here knows of configs, tasks or runs.
 """
 
 from lora_exp.lora.adapters import Adapters
-from lora_exp.lora.backbone import backbone_hash
 from lora_exp.lora.base import LoraLayer
 from lora_exp.lora.convolution import Conv1d, Conv2d, Conv3d
 from lora_exp.lora.dora import DoraLinear
@@ -24,6 +23,7 @@ from lora_exp.lora.loading import (
     AdapterError,
     OtherBackbone,
     attach,
+    backbone_hash,
     load,
 )
 from lora_exp.lora.placement import PlacementError, place
@@ -36,6 +36,9 @@ from lora_exp.lora.state import (
 )
 from lora_exp.lora.writing import loralib_state_dict, merged_state_dict, peft_files, serialise
 
+LoRALayer = LoraLayer
+"""loralib's name."""
+
 __all__ = [
     "Adapter",
     "AdapterError",
@@ -46,6 +49,7 @@ __all__ = [
     "DoraLinear",
     "Embedding",
     "Linear",
+    "LoRALayer",
     "LoraLayer",
     "MergedLinear",
     "OtherBackbone",

@@ -47,8 +47,9 @@ class LoraLayer(nn.Module):
     """
 
     rows: Rows | None = None
-    _unmerged: tuple[Tensor] | None = None  # a tuple, to be no parameter of its own
+    _unmerged: tuple[Tensor, Tensor] | None = None  # W and what stands in its place
     _merged_at: Sequence[int] = ()  # versions of what was merged
+    _is_to_start = False  # made on the meta device: the factors have no values yet
     weight: Tensor
     lora_A: nn.Parameter  # noqa: N815 (loralib's name, which its checkpoints hold)
     lora_B: nn.Parameter  # noqa: N815
@@ -206,9 +207,10 @@ class LoraLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Add the factors to a plain module that is complete."""
-        rank = r if isinstance(r, int) else max(r, default=0)
-        if min((r,) if isinstance(r, int) else r, default=0) < 0:
-            raise ValueError(f"r={r}: a rank cannot be negative")
+        ranks = r if isinstance(r, Sequence) else (r,)
+        if any(one < 0 or one != int(one) for one in ranks):
+            raise ValueError(f"r={r}: a rank cannot be negative, nor a fraction")
+        rank = max(map(int, ranks), default=0)
         self.r, self.lora_alpha, self.rslora = rank, lora_alpha, rslora
         self.scaling = lora_alpha / (math.sqrt(rank) if rslora else rank) if rank else 0.0
         self.lora_dropout = nn.Dropout(lora_dropout).train(self.training)
@@ -250,12 +252,9 @@ class LoraLayer(nn.Module):
         self._start(self.lora_A, self.lora_B, generator, normal)
 
     def _start(
-        self,
-        random: Tensor,
-        zero: Tensor,
-        generator: torch.Generator | None,
-        normal: float | None,
+        self, random: Tensor, zero: Tensor, generator: torch.Generator | None, normal: float | None
     ) -> None:
+        self._is_to_start = random.is_meta
         if random.is_meta:
             return
         values = torch.empty(random.shape, device="cpu")
@@ -282,7 +281,7 @@ class LoraLayer(nn.Module):
         if self._unmerged is None or self.rows is not None:
             return False
         if torch.is_grad_enabled():
-            parts = (self.lora_A, self.lora_B, *self._unmerged)
+            parts = (self.lora_A, self.lora_B, self._unmerged[0])
             if any(part.requires_grad for part in parts):
                 self._merged_at = ()  # a training step may follow; fused ones leave no other trace
                 return False
@@ -325,26 +324,39 @@ class LoraLayer(nn.Module):
         """Let `weight` hold the update as it is now; a merged one is renewed in place."""
         if not self.is_adapted:
             return
+        if self._unmerged is not None and self.weight is not self._unmerged[1]:
+            self.unmerge()  # there is another W
         with torch.inference_mode(False):
             adapted = self.adapted_weight()
             if self.merged:
                 self.weight.data.copy_(adapted)
             else:  # another object: whoever shares W (tied weights) keeps W
-                self._unmerged = (self.weight,)
-                self.weight = nn.Parameter(adapted, requires_grad=False)
+                base, self.weight = self.weight, nn.Parameter(adapted, requires_grad=False)
+                self._unmerged = base, self.weight
             self._merged_at = self._versions()
 
     def unmerge(self) -> None:
-        """Let `weight` be W again, the very same tensor."""
+        """Let `weight` be W again, the very same tensor, or what was assigned in its place."""
         if self._unmerged is not None:
-            (self.weight,), self._unmerged = self._unmerged, None
+            (base, merged), self._unmerged = self._unmerged, None
+            if self.weight is merged:
+                self.weight = base
+            merged.data = base.data  # for a module that was tied to it meanwhile
 
     def train(self, mode: bool = True) -> Self:
         """Training mode or not; with `merge_weights`, unmerged or merged."""
         super().train(mode)
+        if self._is_to_start and self._was_left_empty():
+            self.reset_lora_parameters()
         if self.merge_weights:
             self.unmerge() if mode else self.merge()
         return self
+
+    def _was_left_empty(self) -> bool:
+        """transformers' from_pretrained makes a model on the meta device, marks what it has loaded
+        or started, knows nothing of factors that its file lacks, and calls `eval()` at the end."""
+        marks = [getattr(part, "_is_hf_initialized", False) for part in (self, self.lora_A)]
+        return marks == [True, False] and not self.lora_A.is_meta
 
     # What reads or replaces the weight from outside is shown W.
 

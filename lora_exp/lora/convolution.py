@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,11 @@ class Convolution(LoraLayer):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         self._adapt(r, lora_alpha, lora_dropout, merge_weights)
+
+    @property
+    def conv(self) -> Self:
+        """What loralib calls so: the plain layer, of which model code copies `conv.weight`."""
+        return self
 
     def factor_shapes(self) -> tuple[Sequence[int], Sequence[int]]:
         """[r s, in q] and [out / groups s, r s]."""

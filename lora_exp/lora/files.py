@@ -1,4 +1,4 @@
-"""Adapters as files: PEFT's folders and loralib's state dictionaries are read.
+"""Adapters as files: PEFT's folders and loralib's state dictionaries are read. Nothing is run.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`. The latter's metadata have the
 hash of the backbone's weights, so that a wrong backbone is noticed (`writing.py`).
@@ -11,10 +11,11 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from torch import Tensor, nn
@@ -25,38 +26,39 @@ from lora_exp.lora.loading import Adapter, AdapterError
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model it wraps."""
-BACKBONE, CHECKSUM = "backbone_sha256", "crc32"
+BACKBONE, CHECKSUM = "backbone_sha256", "checksum"
 """Where the hash of the backbone and the checksum stand among the metadata of the weights."""
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 """Where training scripts keep the state dictionary among other things."""
-NAMES = {
-    "lora_A.weight": "lora_A",
-    "lora_B.weight": "lora_B",
-    "lora_embedding_A": "lora_A",
-    "lora_embedding_B": "lora_B",
-    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+DTYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint8: "U8", torch.bool: "BOOL"},
 }
-"""PEFT's names in a layer, and ours."""
+"""What safetensors calls the types."""
+EXPECTED: dict[str, tuple[Any, str]] = {
+    "use_rslora": (bool, "true or false"),
+    "use_dora": (bool, "true or false"),
+    "base_model_name_or_path": (str | None, "a name"),
+    "alpha_pattern": (dict | None, "a mapping"),
+}
+"""Types of what is read in PEFT's config."""
 HARMLESS = {
     *("auto_mapping", "bias", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode"),
     *("layers_pattern", "layers_to_transform", "modules_to_save", "rank_pattern", "runtime_config"),
-    *("alpha_pattern", "target_modules", "use_dora", "use_rslora", "init_lora_weights"),
+    *("target_modules", "init_lora_weights", *EXPECTED),
 }
-"""What may be set in PEFT's config: the tensors say the same, or it is read here. Other switches
-change the output (`use_qalora`, `lora_bias`), or may do so in a PEFT to come."""
-STARTS = ("gaussian", "eva", "orthogonal", "mica", "pissa")
-"""PEFT's initialisations, besides the usual one, that leave the weights as they are; and PiSSA's,
-which takes out of them what can be computed again."""
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-Alpha = Callable[[str], float]
-"""From the name of a layer to its alpha."""
+"""What may be set there: the tensors say the same, or it is read here. Other switches change the
+output (`use_qalora`, `lora_bias`), or may do so in a PEFT to come."""
+STARTS = ("gaussian", "eva", "orthogonal", "mica")
+"""PEFT's initialisations, besides the usual one, that leave the weights as they are."""
+STEPS = 1e9
+"""Most that matching the patterns of a config may take."""
+Sorted = tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]
 
 
 def read(path: str | Path, *, alpha: float | None = None) -> Adapter:
     """An adapter from a folder of PEFT, or a state dictionary of loralib (`.bin`, `.pt`).
-
-    Nothing in a file is ever run.
 
     Args:
         path: the folder or file.
@@ -81,8 +83,8 @@ def read(path: str | Path, *, alpha: float | None = None) -> Adapter:
             )
         if not math.isfinite(alpha):
             raise AdapterError(f"alpha={alpha}: must be a finite number.")
-        tensors, _ = _tensors(path)
-        return _adapter(path, tensors, lambda layer: alpha)
+        updates, magnitudes, others = _sorted(path, _tensors(path)[0])
+        return Adapter(updates, dict.fromkeys(updates, alpha), magnitudes, others)
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
@@ -93,23 +95,23 @@ def _read_peft(folder: Path) -> Adapter:
     if file is None:
         raise AdapterError(f"{folder}: there is no {WEIGHTS} in it.")
     tensors, metadata = _tensors(file)
-    adapter = _adapter(
-        file,
-        {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()},
-        _peft_alpha(folder / CONFIG, config),
-        rslora=config.get("use_rslora", False),
-        pissa=str(config.get("init_lora_weights")).lower().startswith("pissa"),
-        base_model=config.get("base_model_name_or_path"),
-        backbone=metadata.get(BACKBONE),
-    )
+    updates, magnitudes, others = _sorted(file, tensors)
     dora = config.get("use_dora", False)
-    for layer in adapter.updates:
-        if dora != (layer in adapter.magnitudes):
+    for layer in updates:
+        if dora != (layer in magnitudes):
             raise AdapterError(
                 f"{file}: use_dora is {str(dora).lower()} in {CONFIG}, but {layer} has "
                 f"{'no' if dora else 'a'} lora_magnitude_vector."
             )
-    return adapter
+    return Adapter(
+        updates,
+        _alphas(folder / CONFIG, config, updates),
+        magnitudes,
+        others,
+        rslora=config.get("use_rslora", False),
+        base_model=config.get("base_model_name_or_path"),
+        backbone=metadata.get(BACKBONE),
+    )
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -123,12 +125,10 @@ def _config(file: Path) -> dict[str, Any]:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise AdapterError(f"{file}: peft_type is {kind!r}, not 'LORA'.")
-    for key in ("use_rslora", "use_dora"):
-        if not isinstance(config.get(key, False), bool):
-            raise AdapterError(f"{file}: {key} is {config[key]!r}, neither true nor false.")
-    if not isinstance(config.get("base_model_name_or_path"), str | None):
-        raise AdapterError(f"{file}: base_model_name_or_path is no name.")
     for key, value in config.items():
+        expected, what = EXPECTED.get(key, (object, ""))
+        if not isinstance(value, expected):
+            raise AdapterError(f"{file}: {key} is {value!r}, not {what}.")
         if key not in HARMLESS and (value is True or (value and isinstance(value, dict | list))):
             raise AdapterError(f"{file}: {key} is set, which lora_exp does not have.")
     start = config.get("init_lora_weights")
@@ -141,59 +141,32 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _peft_alpha(file: Path, config: dict[str, Any]) -> Alpha:
+def _alphas(file: Path, config: dict[str, Any], layers: Collection[str]) -> dict[str, float]:
     """Each layer's alpha: that of the first pattern that matches, as in PEFT."""
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise AdapterError(f"{file}: alpha_pattern is {patterns!r}, not a mapping.")
-    known: list[tuple[re.Pattern[str], Any]] = []
-    for key, value in patterns.items():
+    patterns: list[tuple[re.Pattern[str], Any]] = []
+    steps, longest = 0, max(map(len, layers))
+    for key, value in (config.get("alpha_pattern") or {}).items():
+        repeats, groups = (sum(map(key.count, signs)) for signs in ("*+?{", "("))
+        steps += len(layers) * longest**repeats * (1 + key.count("|")) ** groups
+        if steps > STEPS or re.search(r"\)[*+?{]|\(\?(?!:)", key):
+            raise AdapterError(f"{file}: alpha_pattern: {key[:99]!r}: matching could take forever.")
         try:
-            known.append((re.compile(rf"(.*\.)?({key})$"), value))
+            patterns.append((re.compile(rf"(.*\.)?({key})$"), value))
         except (re.error, OverflowError, RecursionError) as error:
             raise AdapterError(f"{file}: alpha_pattern: {key!r}: {error}.") from error
-
-    def alpha(layer: str) -> float:
-        value = next((v for key, v in known if key.match(layer)), config.get("lora_alpha"))
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30:
-            return float(value)
-        raise AdapterError(f"{file}: lora_alpha is {value!r}, not a number.")
-
-    return alpha
+    alphas: dict[str, float] = {}
+    for layer in layers:
+        value: Any
+        value = next((v for key, v in patterns if key.match(layer)), config.get("lora_alpha"))
+        if type(value) not in (int, float) or not abs(value) < 1e30:
+            raise AdapterError(f"{file}: lora_alpha is {value!r}, not a number.")
+        alphas[layer] = float(value)
+    return alphas
 
 
 def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and its metadata.
-
-    Raises:
-        AdapterError: if it is damaged, or holds anything else.
-    """
-    metadata: dict[str, str] = {}
-    if file.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(file, "pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise AdapterError(f"{file}: damaged or incomplete ({error}).") from error
-        if metadata.get(CHECKSUM, checksum(tensors)) != checksum(tensors):
-            raise AdapterError(f"{file}: damaged (its checksum is another).")
-    else:
-        file.open("rb").close()  # the system's own reasons not to read it go their way
-        try:
-            if zipfile.is_zipfile(file):  # whose checksums torch does not look at
-                with zipfile.ZipFile(file) as archive:
-                    if archive.testzip() is not None:
-                        raise zipfile.BadZipFile
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # each kind of damage has its own
-            raise AdapterError(
-                f"{file}: damaged, or it holds more than tensors ({type(error).__name__}). Nothing "
-                "in it was run."
-            ) from error
-        if isinstance(tensors, dict):
-            wrapped = [tensors[key] for key in WRAPPERS if isinstance(tensors.get(key), dict)]
-            tensors = wrapped[0] if wrapped else tensors
+    """The tensors of a file, and its metadata."""
+    tensors, metadata = (_unpickled(file), {}) if file.suffix != ".safetensors" else _opened(file)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and type(value) in (Tensor, nn.Parameter)
         for name, value in tensors.items()
@@ -202,76 +175,100 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, value in tensors.items():
         if problem := _problem(value):
             raise AdapterError(f"{file}: {name} {problem}.")
-    return {name: value.detach() for name, value in tensors.items()}, metadata
+    return {name.removeprefix(PREFIX): value.detach() for name, value in tensors.items()}, metadata
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names and values: 32 bits, against damage and not against malice."""
+def _opened(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise AdapterError(f"{file}: damaged or incomplete ({error}).") from error
+    parts = {name: raw(value) for name, value in tensors.items()}
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(parts):
+        raise AdapterError(f"{file}: damaged (its checksum is another).")
+    return tensors, metadata
+
+
+def _unpickled(file: Path) -> Any:
+    file.open("rb").close()  # the system's own reasons not to read it go their way
+    try:
+        if zipfile.is_zipfile(file):  # whose checksums torch does not look at
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has its own
+        raise AdapterError(
+            f"{file}: damaged, or it holds more than tensors ({type(error).__name__}). Nothing "
+            "in it was run."
+        ) from error
+    inner = [found.get(key) for key in WRAPPERS] if isinstance(found, dict) else []
+    return next((one for one in inner if isinstance(one, dict)), found)
+
+
+def checksum(parts: Mapping[str, memoryview]) -> str:
+    """Of names and values: against damage and not against malice. Sums are far faster than CRCs."""
     value = 0
-    for name in sorted(tensors):
-        value = zlib.crc32(name.encode(), value)
-        flat = tensors[name].detach().flatten().view(torch.uint8)
-        value = zlib.crc32(flat.numpy().data, value)
+    for name in sorted(parts):
+        bytes_ = np.frombuffer(parts[name], np.uint8)
+        words = len(bytes_) // 8 * 8
+        total = int(bytes_[:words].view(np.uint64).sum()), int(bytes_[words:].sum())
+        value = zlib.crc32(f"{name} {total}".encode(), value)
     return f"{value:08x}"
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values."""
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().data
 
 
 def _problem(value: Tensor) -> str | None:
     """What is wrong with a tensor, wherever it belongs."""
     if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
         return "is not a plain tensor (sparse, quantised or without values)"
-    if value.is_complex() or (value.is_floating_point() and value.dtype not in FLOATS):
+    if value.dtype not in DTYPES:
         return f"is of the type {str(value.dtype).removeprefix('torch.')}"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return "repeats its values"  # few bytes that may stand for any number
-    if value.is_floating_point() and not value.float().isfinite().all():
+    # A sum is quickly computed, and finite only if all values are.
+    if value.is_floating_point() and not (value.sum().isfinite() or value.isfinite().all()):
         return "holds values that are not finite"
     return None
 
 
-def _own_name(name: str) -> str:
-    """A tensor's name in the model, from its name in PEFT's files."""
-    name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-    for theirs, ours in NAMES.items():
-        if f".{name}".endswith(f".{theirs}"):
-            return name.removesuffix(theirs) + ours
-    return name
-
-
-def _adapter(file: Path, tensors: dict[str, Tensor], alpha: Alpha, **about: Any) -> Adapter:
-    """Sort tensors into updates, magnitudes, and what else there is."""
+def _sorted(file: Path, tensors: dict[str, Tensor]) -> Sorted:
+    """Updates and magnitudes by layer, and what else there is, by its name in the model."""
     layers: dict[str, dict[str, Tensor]] = {}
-    others: dict[str, Tensor] = {}
+    updates, magnitudes, others = {}, {}, {}
     for name, value in tensors.items():
         if ".original_module." in name:  # what PEFT has put aside, and saved with bias="all"
             continue
-        layer, _, part = _own_name(name).rpartition(".")
-        own = layers.setdefault(layer, {}) if part.startswith("lora_") else others
-        key = part if part.startswith("lora_") else _own_name(name)
-        if key in own and not torch.equal(own[key], value):
+        own = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        layer, is_lora, part = f".{own}".rpartition(".lora_")
+        key = part.removesuffix(".weight").removeprefix("embedding_") if is_lora else own
+        into = layers.setdefault(layer[1:], {}) if is_lora else others
+        if key in into and not torch.equal(into[key], value):
             raise AdapterError(f"{file}: {name} is there twice.")
-        own[key] = value
-    updates: dict[str, Factors] = {}
+        into[key] = value
+    if not layers:
+        raise AdapterError(f"{file}: there is no lora_A in it.")
     for layer, parts in layers.items():
-        if unknown := parts.keys() - {"lora_A", "lora_B", "lora_magnitude_vector"}:
-            raise AdapterError(f"{file}: {layer} has a {min(unknown)}, which lora_exp does not.")
-        a, b = parts.get("lora_A"), parts.get("lora_B")
-        if a is None or b is None:
-            missing = "lora_A" if a is None else "lora_B"
-            raise AdapterError(f"{file}: {layer} has no {missing}.")
+        if unknown := parts.keys() - {"A", "B", "magnitude_vector"}:
+            part = f"lora_{min(unknown)}"
+            raise AdapterError(f"{file}: {layer} has a {part}, which lora_exp does not.")
+        if missing := {"A", "B"} - parts.keys():
+            raise AdapterError(f"{file}: {layer} has no lora_{min(missing)}.")
+        a, b = parts["A"], parts["B"]
         if min(a.ndim, b.ndim) < 2 or not a.numel() or not b.numel():
             raise AdapterError(f"{file}: {layer}: A and B are {list(a.shape)} and {list(b.shape)}.")
         if not all(part.is_floating_point() for part in parts.values()):
             raise AdapterError(f"{file}: {layer} holds integers.")
-        updates[layer] = a, b
         for own in ("weight", "bias"):  # loralib's convolutions hold the plain one as `conv`
             if f"{layer}.conv.{own}" in others:
                 others[f"{layer}.{own}"] = others.pop(f"{layer}.conv.{own}")
-    if not updates:
-        raise AdapterError(f"{file}: there is no lora_A in it.")
-    magnitudes = {
-        layer: parts["lora_magnitude_vector"]
-        for layer, parts in layers.items()
-        if "lora_magnitude_vector" in parts
-    }
-    alphas = {layer: alpha(layer) for layer in updates}
-    return Adapter(updates, alphas, magnitudes, others, **about)
+        updates[layer] = a, b
+        if "magnitude_vector" in parts:
+            magnitudes[layer] = parts["magnitude_vector"]
+    return updates, magnitudes, others

@@ -51,7 +51,8 @@ def initialise_pissa(model: nn.Module) -> None:
     for name, layer in layers.items():
         if not isinstance(layer, Linear) or isinstance(layer, MergedLinear):
             raise ValueError(
-                f"PiSSA starts from whole linear weights; {name} is a {type(layer).__name__}"
+                f"PiSSA starts from whole linear weights; {name} is a {type(layer).__name__}. "
+                "Name linear layers, whole ones, or leave PiSSA out."
             )
         if "taken_A" in layer._buffers:
             raise ValueError(f"{name} was started with PiSSA already")

@@ -147,7 +147,7 @@ class MergedLinear(Linear):
         widths = tuple(slice_widths or [out // slices] * slices)
         if len(widths) != slices or sum(widths) != out:
             raise ValueError(f"slices of {widths} outputs are not {slices} that make up {out}")
-        ranks = [r] * slices if isinstance(r, int) else list(r)
+        ranks = list(r) if isinstance(r, Sequence) else [r] * slices
         if len(ranks) != slices:
             raise ValueError(f"r={r}: give one rank, or one for each of the {slices} slices")
         ranks = [rank if on else 0 for rank, on in zip(ranks, enable_lora, strict=True)]

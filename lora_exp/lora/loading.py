@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from itertools import accumulate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from lora_exp.lora.backbone import backbone_hash
 from lora_exp.lora.base import Factors, LoraLayer
 from lora_exp.lora.convolution import Convolution
 from lora_exp.lora.dora import DoraLinear
 from lora_exp.lora.linear import Linear, MergedLinear, is_transposed
-from lora_exp.lora.placement import KINDS
+from lora_exp.lora.placement import KINDS, install
 from lora_exp.lora.presets import FUSED
 from lora_exp.lora.state import lora_layers
 
 SHOWN = 5
 """Most problems that a message lists."""
-
 Fitting = dict[str, tuple[Tensor, Tensor, float]]
 """A, B and scaling of each update, in the form of its layer, by the layer's name."""
+_hashes: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
 class AdapterError(ValueError):
@@ -50,8 +50,6 @@ class Adapter:
     """What else was trained, by its name in the model: the head, biases."""
     rslora: bool = False
     """The scaling is alpha / sqrt(rank)."""
-    pissa: bool = False
-    """The updates of linear layers replace the principal part of the weight (PEFT's PiSSA)."""
     base_model: str | None = None
     """Name or path of the backbone."""
     backbone: str | None = None
@@ -70,7 +68,7 @@ class Adapter:
         return self._named(modules, model.state_dict())
 
     def _named(self, modules: Collection[str], tensors: Collection[str] = ()) -> Adapter:
-        strip, add = _prefixes(list(self.updates), set(modules))
+        strip, add = _prefixes(list(self.updates), modules)
         if not strip and not add:
             return self
 
@@ -78,9 +76,8 @@ class Adapter:
             return add + name.removeprefix(strip)
 
         def other(name: str) -> str:  # the head stands outside of the backbone, perhaps
-            parts = strip.split(".")[:-1]
-            starts = ["", *(f"{part}." for part in accumulate(parts, "{}.{}".format))]
-            names = [layer(name), *(name.removeprefix(start) for start in starts)]
+            ends = [i for i in range(len(strip) + 1) if i == 0 or strip[i - 1] == "."]
+            names = [layer(name), *(name.removeprefix(strip[:end]) for end in ends)]
             return next((one for one in names if one in tensors), name)
 
         return replace(
@@ -95,27 +92,17 @@ class Adapter:
         """The updates in the form of these layers.
 
         Raises:
-            AdapterError: naming every layer that is missing, and every update that does not fit.
+            AdapterError: naming the layers that are missing, and the updates that do not fit.
         """
         adapter = self._named(layers)
-        found: Fitting = {}
-        problems: list[str] = []
-        for name in adapter.updates:
-            try:
-                if name not in layers:
-                    near = _nearest(name, layers) if len(problems) < SHOWN else ""
-                    raise ValueError(f"the model has no LoRA layer there{near}")
-                found[name] = adapter._fit_one(name, layers[name])
-            except (ValueError, RuntimeError) as error:  # of another number of values than expected
-                problems.append(f"{name}: {str(error).splitlines()[0]}")
-        _refuse(problems)
-        return found
+        return _each(adapter.updates, lambda name: adapter._fit_one(name, layers))
 
-    def _fit_one(self, name: str, layer: LoraLayer) -> tuple[Tensor, Tensor, float]:
-        a, b = self.updates[name]
+    def _fit_one(self, name: str, layers: Mapping[str, LoraLayer]) -> tuple[Tensor, Tensor, float]:
+        if name not in layers:
+            raise ValueError(f"the model has no LoRA layer there{_nearest(name, layers)}")
+        layer, (a, b), magnitude = layers[name], self.updates[name], self.magnitudes.get(name)
         if "taken_A" in layer._buffers:
             raise ValueError("PiSSA took a part out of this weight; load before, or without it")
-        magnitude = self.magnitudes.get(name)
         if isinstance(layer, DoraLinear) != (magnitude is not None):
             which = "has no magnitudes" if magnitude is None else "has magnitudes (DoRA)"
             raise ValueError(f"the adapter {which}, and the layer is a {type(layer).__name__}")
@@ -126,11 +113,7 @@ class Adapter:
             rank, rest = divmod(layer.r * len(a), len(layer.lora_A))
             if rest:
                 raise ValueError(f"{len(a)} rows of A are no whole rank")
-        scaling = self.alphas[name] / (math.sqrt(rank) if self.rslora else rank)
-        if self.pissa and isinstance(layer, Linear):
-            taken_a, taken_b = (one.to(a.device) for one in _principal_part(layer, rank, scaling))
-            a, b = torch.cat([a, taken_a]), torch.cat([b, -taken_b], dim=1)
-        return *layer.fit(a, b), scaling
+        return *layer.fit(a, b), self.alphas[name] / (math.sqrt(rank) if self.rslora else rank)
 
 
 def load(
@@ -142,7 +125,7 @@ def load(
 ) -> None:
     """Give a model's LoRA layers, head and biases the adapter's values: all of them, or none.
 
-    Layers that the adapter does not name keep theirs; a lower rank is filled up with zeros.
+    Layers that the adapter does not name keep theirs.
 
     Args:
         model: has LoRA layers wherever the adapter has an update.
@@ -154,9 +137,9 @@ def load(
         OtherBackbone: if it was trained on other weights.
         AdapterError: if anything does not fit; nothing is changed.
     """
-    layers, state = dict(lora_layers(model)), model.state_dict()
     _check_backbone(model, adapter, any_backbone)
-    _put(layers, state, *_fitting(layers, state, adapter._named(layers, state), leave_out))
+    layers, state = dict(lora_layers(model)), model.state_dict()
+    _checked(layers, state, adapter._named(layers, state), leave_out)()
 
 
 def attach(
@@ -175,8 +158,8 @@ def attach(
         adapter: from `read`.
         slices: which slices of fused projections an adapter of loralib is for: its file has only
             their number. Names (`query`), or numbers from 0 where a layer is not known.
-        leave_out: names of modules (the head) that keep their values.
-        any_backbone: load it even if it was trained on other weights.
+        leave_out: as in `load`.
+        any_backbone: as in `load`.
         merge_weights: `eval()` merges, `train()` unmerges.
 
     Returns:
@@ -186,38 +169,67 @@ def attach(
         OtherBackbone: if it was trained on other weights.
         AdapterError: if anything does not fit; nothing is changed.
     """
-    modules, state = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
     _check_backbone(model, adapter, any_backbone)
+    modules, state = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
     adapter = adapter._named(modules, state)
+    architecture = getattr(getattr(model, "config", None), "model_type", None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    layers: dict[str, LoraLayer] = {}
-    problems: list[str] = []
+
+    def wrap(name: str) -> LoraLayer:
+        if not name or name not in modules:
+            raise ValueError(f"the model has no such module{_nearest(name, modules)}")
+        kind, options = _layer(name, modules[name], adapter, slices, architecture)
+        return kind.wrap(modules[name], merge_weights=merge_weights, **options)
+
     try:
-        for name in adapter.updates:
-            try:
-                kind, options = _layer(name, modules, adapter, slices, model)
-                layers[name] = kind.wrap(modules[name], merge_weights=merge_weights, **options)
-            except ValueError as error:
-                problems.append(f"{name}: {error}")
-                if len(problems) > SHOWN:
-                    break
-        _refuse(problems)
-        fitting = _fitting(layers, state, adapter, leave_out)
+        layers = _each(adapter.updates, wrap)
+        put = _checked(layers, state, adapter, leave_out)
     except Exception:
         for parameter in trained:  # the layers have frozen their weights
             parameter.requires_grad = True
         raise
     new = {modules[name]: layer for name, layer in layers.items()}
-    for name, module in modules.items():
-        if module in new:
-            model.set_submodule(name, new[module])
-    _put(layers, state, *fitting)
+    install(model, {name: new[module] for name, module in modules.items() if module in new})
+    put()
     for layer in layers.values():
         layer.train(layer.training)  # merged or not, as it is to be
     return list(layers)
 
 
-# -- checking --------------------------------------------------------------------------------------
+def backbone_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's pre-trained weights: names, shapes and values, rounded to bfloat16.
+
+    It is the same with LoRA layers or without, merged or not, in float32 or bfloat16 (not float16),
+    and under any head of transformers. Biases and poolers are left out: they may belong to an
+    adapter or a head. It is remembered until a weight is changed or replaced.
+
+    Args:
+        model: of a transformers model the pre-trained part counts, of any other all of it.
+    """
+    prefix = getattr(model, "base_model_prefix", None)
+    inner: nn.Module = getattr(model, prefix, model) if isinstance(prefix, str) else model
+    weights = {
+        f"{name}.{own}": module.base_weight
+        if isinstance(module, LoraLayer) and own == "weight"
+        else parameter
+        for name, module in sorted(inner.named_modules())
+        for own, parameter in module.named_parameters(recurse=False)
+        if own != "bias" and not own.startswith("lora_") and "pooler" not in name.split(".")
+    }
+    versions = [
+        (name, id(one), one.data_ptr(), None if one.is_inference() else one._version)
+        for name, one in weights.items()
+    ]
+    remembered, found = _hashes.get(inner, ((), ""))
+    if remembered == versions:
+        return found
+    digest = hashlib.sha256()
+    for name, parameter in weights.items():
+        digest.update(f"{name} {list(parameter.shape)};".encode())
+        rounded = parameter.detach().to(torch.bfloat16).cpu().flatten()
+        digest.update(rounded.view(torch.uint8).numpy().data)
+    _hashes[inner] = versions, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _check_backbone(model: nn.Module, adapter: Adapter, any_backbone: bool) -> None:
@@ -231,143 +243,108 @@ def _check_backbone(model: nn.Module, adapter: Adapter, any_backbone: bool) -> N
         raise error
 
 
-def _fitting(
+def _checked(
     layers: Mapping[str, LoraLayer],
     state: Mapping[str, Tensor],
     adapter: Adapter,
     leave_out: Collection[str],
-) -> tuple[Fitting, dict[str, Tensor]]:
-    """What goes into the layers, and into other tensors of the model."""
+) -> Callable[[], None]:
+    """What puts an adapter that fits into the layers, and into other tensors of the model."""
     fitting = adapter.fit(layers)
-    others = {f"{name}.lora_magnitude_vector": m for name, m in adapter.magnitudes.items()}
-    problems = [
-        f"{name}: rank {math.ceil(layer.r * rows / len(layer.lora_A))}, in the model {layer.r}"
-        for name, layer in layers.items()
-        if name in fitting and (rows := len(fitting[name][0])) > len(layer.lora_A)
-    ]
-    for name, value in adapter.others.items():
-        layer, _, own = name.rpartition(".")
-        if any(name.startswith(f"{module}.") for module in leave_out):
-            continue
-        if name not in state:
-            near = _nearest(name, state) if len(problems) < SHOWN else ""
-            problems.append(f"{name}: the model has no such tensor{near}")
-        elif state[name].shape != value.shape:
-            shapes = list(value.shape), list(state[name].shape)
-            problems.append(f"{name}: {shapes[0]}, in the model {shapes[1]}")
-        elif state[name].is_floating_point() != value.is_floating_point():
-            problems.append(f"{name}: {value.dtype}, in the model {state[name].dtype}")
-        elif own != "weight" or layer not in layers:
-            others[name] = value
-        elif not torch.equal(value.to(state[name]), state[name]):
-            problems.append(f"{name}: not the weight that this model has below its update")
-    _refuse(problems)
-    return fitting, others
+    weights = {f"{name}.weight" for name in layers}
+    left = tuple(f"{module}." for module in leave_out)
+    others = {name: t for name, t in adapter.others.items() if not name.startswith(left)}
 
+    def check_rank(name: str) -> None:
+        layer, rows = layers[name], len(fitting[name][0])
+        if rows > len(layer.lora_A):
+            rank = math.ceil(layer.r * rows / len(layer.lora_A))
+            raise ValueError(f"rank {rank}, in the model {layer.r}")
 
-def _put(
-    layers: Mapping[str, LoraLayer],
-    state: Mapping[str, Tensor],
-    fitting: Fitting,
-    others: dict[str, Tensor],
-) -> None:
-    with torch.no_grad():
-        for name, value in others.items():
-            layer, _, own = name.rpartition(".")
-            is_magnitude = own == "lora_magnitude_vector"
-            (layers[layer].get_parameter(own) if is_magnitude else state[name]).copy_(value)
-    for name, (a, b, scaling) in fitting.items():
-        layers[name].put(a, b, scaling)
+    def check(name: str) -> None:
+        value, own = others[name], state.get(name)
+        if own is None:
+            raise ValueError(f"the model has no such tensor{_nearest(name, state)}")
+        if own.shape != value.shape:
+            raise ValueError(f"{list(value.shape)}, in the model {list(own.shape)}")
+        if own.is_floating_point() != value.is_floating_point():
+            raise ValueError(f"{value.dtype}, in the model {own.dtype}")
+        if name in weights and not torch.equal(value.to(own), own):
+            raise ValueError("not the weight that this model has below its update")
+
+    @torch.no_grad()
+    def put() -> None:
+        for name in others.keys() - weights:
+            state[name].copy_(others[name])
+        for name, value in adapter.magnitudes.items():
+            layers[name].get_parameter("lora_magnitude_vector").copy_(value)
+        for name, update in fitting.items():
+            layers[name].put(*update)
+
+    _each(fitting, check_rank)
+    _each(others, check)
+    return put
 
 
 def _layer(
-    name: str,
-    modules: Mapping[str, nn.Module],
-    adapter: Adapter,
-    slices: Sequence[str],
-    model: nn.Module,
+    name: str, module: nn.Module, adapter: Adapter, slices: Sequence[str], architecture: str | None
 ) -> tuple[type[LoraLayer], dict[str, Any]]:
     """The kind of layer that an update needs, and the arguments of its `wrap`."""
-    module = modules.get(name)
-    if module is None or not name:
-        raise AdapterError(f"the model has no such module{_nearest(name, modules)}")
     kind = Linear if is_transposed(module) else KINDS.get(type(module))
     if kind is None:
         what = "a LoRA layer already" if isinstance(module, LoraLayer) else type(module).__name__
-        raise AdapterError(f"is {what}: only plain linear layers, embeddings and convolutions can")
+        raise ValueError(f"is {what}: only plain linear layers, embeddings and convolutions can")
     a, b = adapter.updates[name]
-    rank = r = len(a)
-    options: dict[str, Any] = {"rslora": adapter.rslora}
+    options: dict[str, Any] = {"r": len(a), "lora_alpha": adapter.alphas[name]}
     if issubclass(kind, Convolution):  # in PEFT's form, a low rank may stand as a higher one
         first, _ = kind.wrap(module, r=1).fit(a, b)
         r = -(-len(first) // module.kernel_size[0])  # type: ignore[index]
-        rank = r if a.ndim == 2 else rank
+        more = 1 if a.ndim == 2 else r / len(a)
+        options = {"r": r, "lora_alpha": options["lora_alpha"] * more ** (1 - adapter.rslora / 2)}
     elif kind is Linear:
         weight = module.get_parameter("weight")
         outputs = weight.shape[1 if is_transposed(module) else 0]
         if name in adapter.magnitudes:
             kind = DoraLinear
         elif len(a) != b.shape[1] or len(b) != outputs:
-            kind, rank = MergedLinear, b.shape[1]
-            options["enable_lora"] = _enabled_slices(name, a, b, outputs, slices, model)
-        r = 2 * rank if adapter.pissa else rank  # with what the weight had there, see `_fit_one`
-    more = r / rank
-    alpha = adapter.alphas[name] * (math.sqrt(more) if adapter.rslora else more)
-    return kind, options | {"r": r, "lora_alpha": alpha}
-
-
-@torch.no_grad()
-def _principal_part(layer: Linear, r: int, scaling: float) -> Factors:
-    """A and B of what PiSSA takes out of a weight, as PEFT computes it when it loads."""
-    weight = layer.base_weight.float()
-    u, s, v = torch.linalg.svd(weight.T if layer.fan_in_fan_out else weight, full_matrices=False)
-    root = (s[:r] / scaling).sqrt()
-    return root[:, None] * v[:r], u[:, :r] * root
+            known = FUSED.get(name.rpartition(".")[2], ((), ()))
+            names = known[1] if architecture in (None, *known[0]) else ()
+            enabled = _enabled_slices(a, b, outputs, slices, names)
+            kind, options = MergedLinear, options | {"r": b.shape[1], "enable_lora": enabled}
+    return kind, options | {"rslora": adapter.rslora}
 
 
 def _enabled_slices(
-    name: str, a: Tensor, b: Tensor, outputs: int, slices: Sequence[str], model: nn.Module
+    a: Tensor, b: Tensor, outputs: int, slices: Sequence[str], names: Sequence[str]
 ) -> list[bool]:
     """Of each slice of a fused projection, whether an update in loralib's form is for it."""
     count, rest = divmod(len(a), b.shape[1])
     if rest or not count or len(b) % count or outputs % (len(b) // count):
-        shapes = list(a.shape), list(b.shape)
-        raise AdapterError(f"A and B are {shapes[0]} and {shapes[1]} for {outputs} outputs")
+        raise ValueError(f"A and B are {list(a.shape)} and {list(b.shape)} for {outputs} outputs")
     total = outputs * count // len(b)
     if count == total:
         return [True] * total
-    architectures, names = FUSED.get(name.rpartition(".")[2], ((), ()))
-    architecture = getattr(getattr(model, "config", None), "model_type", None)
-    if len(names) != total or architecture not in (None, *architectures):
-        names = tuple(map(str, range(total)))
+    names = names if len(names) == total else [str(number) for number in range(total)]
     enabled = [one in slices for one in names]
     if sum(enabled) != count or not set(slices) <= set(names):
-        raise AdapterError(
+        raise ValueError(
             f"the update is for {count} of the {total} slices of this layer, {', '.join(names)}, "
             f"and the file does not say for which: slices={','.join(slices)} cannot be it"
         )
     return enabled
 
 
-# -- names and messages ----------------------------------------------------------------------------
-
-
 def _prefixes(names: Sequence[str], modules: Collection[str]) -> tuple[str, str]:
     """What to take from the front of all names, and what to put there, so that they are modules."""
-    if not names or all(name in modules for name in names):
+    if all(name in modules for name in names):
         return "", ""
-    first, choices = names[0], set()
-    for module in modules:
-        if module.endswith(f".{first}"):
-            choices.add(("", module.removesuffix(first)))
-        elif module and first.endswith(f".{module}"):
-            choices.add((first.removesuffix(module), ""))
+    first, known = names[0], set(modules)
+    choices = {("", one.removesuffix(first)) for one in known if one.endswith(f".{first}")}
+    choices |= {(first.removesuffix(one), "") for one in known if first.endswith(f".{one}") and one}
     fitting = [
         (strip, add)
         for strip, add in sorted(choices)
-        if all(
-            name.startswith(strip) and add + name.removeprefix(strip) in modules for name in names
-        )
+        if all(n.startswith(strip) and add + n.removeprefix(strip) in known for n in names)
     ]
     if len(fitting) > 1:
         both = " and ".join(add + first.removeprefix(strip) for strip, add in fitting[:2])
@@ -380,8 +357,18 @@ def _nearest(name: str, known: Collection[str]) -> str:
     return f" (the nearest is {close[0]})" if close else ""
 
 
-def _refuse(problems: Sequence[str]) -> None:
+def _each(names: Iterable[str], act: Callable[[str], Any]) -> dict[str, Any]:
+    """What comes of each; the first problems are told together."""
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in names:
+        try:
+            found[name] = act(name)
+        except (ValueError, RuntimeError) as error:  # of another number of values than expected
+            problems.append(f"  {name}: {str(error).splitlines()[0]}")
+            if len(problems) > SHOWN:
+                problems[SHOWN:] = ["  and more"]
+                break
     if problems:
-        more = ["  and more"] if len(problems) > SHOWN else []
-        lines = [f"  {problem}" for problem in problems[:SHOWN]]
-        raise AdapterError("\n".join(["The adapter does not fit the model:", *lines, *more]))
+        raise AdapterError("\n".join(["The adapter does not fit the model:", *problems]))
+    return found

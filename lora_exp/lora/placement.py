@@ -163,9 +163,11 @@ def _in_layers(layers: str, modules: Iterable[Names]) -> list[Names]:
     digits = re.compile(r"(?<![^.])\d+(?![^.])")
     numbers = {n: int(found[0]) for n in modules if (found := digits.search(n[0]))}
     wanted, existing = set[int]().union(*ranges), set(numbers.values())
-    if not all(ranges) or wanted - existing:
-        there = ", ".join(map(str, sorted(existing))) or "none with numbers"
+    there = ", ".join(map(str, sorted(existing))) or "none with numbers"
+    if not all(ranges):
         raise PlacementError(f"layers={layers}: must be like 0-5 or 0,2,6-11; there are {there}.")
+    if missing := sorted(wanted - existing):
+        raise PlacementError(f"layers={layers}: there is no layer {missing[0]}; there are {there}.")
     return [names for names, number in numbers.items() if number in wanted]
 
 

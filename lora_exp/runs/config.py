@@ -304,7 +304,7 @@ def check(config: Config) -> None:
     share("lora.dropout", lora.dropout)
     choice("lora.init", lora.init, INITIALISATIONS)
     require(
-        lora.init != "pissa" or model.init_from is None,
+        lora.init != "pissa" or model.init_from is None or config.method != "lora",
         "lora.init",
         "pissa",
         "takes the start of the adapter from the weights; leave out model.init_from, or lora.init.",

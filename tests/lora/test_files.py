@@ -37,20 +37,6 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     ),
     "embedding": (bert, {"target_modules": ["word_embeddings", "key"], "lora_alpha": 5}),
     "DoRA": (bert, {"target_modules": ["query", "dense"], "use_dora": True}),
-    "PiSSA": (bert, {"target_modules": ["query"], "init_lora_weights": "pissa"}),
-    "PiSSA, rsLoRA, embedding": (
-        bert,
-        {
-            "target_modules": ["query", "word_embeddings"],
-            "init_lora_weights": "pissa",
-            "use_rslora": True,
-            "rank_pattern": {"layer.1.attention.self.query": 2},
-        },
-    ),
-    "PiSSA, DoRA": (
-        bert,
-        {"target_modules": ["value"], "init_lora_weights": "pissa", "use_dora": True},
-    ),
     "biases of LoRA": (bert, {"target_modules": ["query", "dense"], "bias": "lora_only"}),
     "all biases": (bert, {"target_modules": ["query"], "bias": "all", "task_type": "SEQ_CLS"}),
     "modules": (
@@ -58,10 +44,6 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
         {"target_modules": ["query"], "modules_to_save": ["bert.pooler.dense", "classifier"]},
     ),
     "GPT-2": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
-    "GPT-2, PiSSA": (
-        gpt2,
-        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "pissa"},
-    ),
     "convolutions": (convolutions, {"target_modules": ["plane", "line", "space"]}),
 }
 
@@ -253,9 +235,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "huge alpha": ({"lora_alpha": 10**400}, "not a number"),
     "patterns as list": ({"alpha_pattern": ["query"]}, "alpha_pattern is ['query'], not a mapping"),
     "a broken pattern": ({"alpha_pattern": {"(query": 3}}, "alpha_pattern: '(query': missing )"),
+    "a repeated group": ({"alpha_pattern": {"(.*a)*b": 3}}, "'(.*a)*b': matching could take"),
+    "many repeats": ({"alpha_pattern": {".*" * 20 + "x": 3}}, "matching could take forever"),
+    "many groups": ({"alpha_pattern": {"(e|e)" * 40: 3}}, "matching could take forever"),
+    "verbose": ({"alpha_pattern": {"(?x:(e*) *)": 3}}, "matching could take forever"),
     "a pattern's value": ({"alpha_pattern": {"query": {}}}, "lora_alpha is {}, not a number"),
-    "rsLoRA as text": ({"use_rslora": "no"}, "use_rslora is 'no', neither true nor false"),
-    "a model's name": ({"base_model_name_or_path": 3}, "base_model_name_or_path is no name"),
+    "rsLoRA as text": ({"use_rslora": "no"}, "use_rslora is 'no', not true or false"),
+    "a model's name": ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3, not a name"),
     "DoRA without magnitudes": ({"use_dora": True}, "has no lora_magnitude_vector"),
     "QALoRA": ({"use_qalora": True}, "use_qalora is set, which lora_exp does not have"),
     "biases of B": ({"lora_bias": True}, "lora_bias is set"),
@@ -266,6 +252,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "what is to come": ({"use_something_new": True}, "use_something_new is set"),
     "what is to come, as a config": ({"new_config": {"k": 1}}, "new_config is set"),
     "changed weights": ({"init_lora_weights": "olora"}, "path_initial_model_for_weight_conversion"),
+    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
     "an unknown start": ({"init_lora_weights": {"a": 1}}, "init_lora_weights is"),
 }
 
@@ -328,6 +315,10 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "a tensor too many": (
         lambda t: t.update({"base_model.model.classifer.bias": torch.ones(3)}),
         "classifer.bias: the model has no such tensor (the nearest is classifier.bias)",
+    ),
+    "a tensor where a layer is": (
+        lambda t: t.update({f"base_model.model.{QUERY}": torch.ones(3)}),
+        "query: the model has no such tensor",
     ),
     "a layer too many": (
         lambda t: t.update(

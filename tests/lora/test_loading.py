@@ -120,9 +120,22 @@ def test_the_hash_is_of_the_pre_trained_weights_and_of_nothing_else() -> None:
     for _, layer in lora.lora_layers(model):
         layer.merge()
     assert lora.backbone_hash(model) == plain
-    other = bert()
-    other.bert.embeddings.word_embeddings.weight.data[7, 3] += 0.1
-    assert lora.backbone_hash(other) != plain
+
+
+def test_the_hash_is_remembered_until_a_weight_is_another() -> None:
+    model = bert()
+    table = model.bert.embeddings.word_embeddings
+    hashes = [lora.backbone_hash(model)]
+    assert lora.backbone_hash(model) == hashes[0]
+    with torch.no_grad():
+        table.weight[7, 3] += 0.1
+    hashes.append(lora.backbone_hash(model))
+    table.weight = nn.Parameter(table.weight * 2)
+    hashes.append(lora.backbone_hash(model))
+    changed = copy.deepcopy(model)
+    changed.bert.embeddings.word_embeddings.weight.data[7, 3] += 1
+    hashes.append(lora.backbone_hash(changed))
+    assert len({*hashes}) == 4
 
 
 def test_another_backbone_is_refused_unless_it_is_meant(tmp_path: Path) -> None:

@@ -155,3 +155,15 @@ def test_lora_state_dict_loads_in_loralib_and_back() -> None:
     assert not back.load_state_dict(loralib.lora_state_dict(theirs), strict=False).unexpected_keys
     for name, value in lora.lora_state_dict(ours).items():
         assert torch.equal(back.state_dict()[name], value)
+
+
+def test_the_kernel_is_reached_as_in_loralib() -> None:
+    """As model code copies pre-trained kernels into loralib's layers."""
+    plain: Any = nn.Conv2d(4, 4, 3)
+    for library in (lora, loralib):
+        layer: Any = library.Conv2d(4, 4, 3, r=1)
+        layer.conv.weight.data = plain.weight.data
+        layer.conv.bias.data = plain.bias.data
+        input = torch.randn(1, 4, 5, 5)
+        torch.testing.assert_close(layer(input), plain(input))
+    assert not any("conv" in name for name, _ in lora.Conv2d(4, 4, 3, r=1).named_modules())

@@ -258,3 +258,28 @@ def test_a_merged_state_dict_is_the_plain_model() -> None:
     x = torch.randn(3, 6, dtype=torch.float64)
     expected = F.linear(x, merged["dora.weight"], merged["dora.bias"])
     torch.testing.assert_close(layers["dora"](x), expected)
+
+
+def test_what_is_tied_while_merged_is_the_plain_weight_afterwards() -> None:
+    table = lora.Embedding(6, 4, r=2)
+    naive.fill(nn.Sequential(table))
+    before = table.weight.clone()
+    table.eval()
+    head = nn.Linear(4, 6, bias=False)
+    head.weight = table.weight  # type: ignore[assignment]
+    table.train()
+    assert torch.equal(head.weight, before)
+    assert torch.equal(table.eval().base_weight, before)
+    assert torch.equal(head.weight, before)
+
+
+def test_a_weight_assigned_while_merged_takes_effect() -> None:
+    layer = lora.Linear(4, 3, r=2)
+    naive.fill(nn.Sequential(layer))
+    layer.eval()
+    layer.weight = nn.Parameter(torch.ones(3, 4), requires_grad=False)
+    layer.eval()
+    expected = 1 + layer.scaling * layer.lora_B @ layer.lora_A
+    torch.testing.assert_close(layer.weight, expected)
+    layer.train()
+    assert torch.equal(layer.weight, torch.ones(3, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import naive
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, BertModel
 
 from lora_exp import lora
+from lora_exp.lora import DoraLinear
 
 KINDS = list(naive.every_kind())
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -207,3 +210,46 @@ def test_a_functional_use_of_the_weight_is_that_of_the_layer() -> None:
     with torch.no_grad():
         expected = layer(x)
         torch.testing.assert_close(F.linear(x, layer.eval().weight, layer.bias), expected)
+
+
+# -- the meta device -------------------------------------------------------------------------------
+
+
+class OwnBert(BertModel):
+    """A model of transformers whose code has LoRA layers, as loralib's users write it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for block in self.encoder.layer:
+            attention: Any = block.attention
+            attention.self.query = lora.Linear(16, 16, r=2)
+            attention.self.value = DoraLinear.wrap(nn.Linear(16, 16), r=2)
+        self.embeddings.word_embeddings = lora.Embedding(9, 16, r=2, padding_idx=0)
+
+
+def test_from_pretrained_starts_factors_that_the_file_lacks_and_keeps_those_it_has(
+    tmp_path: Path,
+) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    config: Any = AutoConfig.for_model("bert", **sizes, num_hidden_layers=2)
+    plain: Any = BertModel(config).eval()
+    plain.save_pretrained(tmp_path / "plain")
+    started: Any = OwnBert.from_pretrained(tmp_path / "plain")
+    expected = plain(NUMBERS).last_hidden_state
+    torch.testing.assert_close(started(NUMBERS).last_hidden_state, expected)
+    for name, layer in lora.lora_layers(started):
+        random = layer.lora_A if layer.b_starts_at_zero else layer.lora_B
+        assert random.std() > 0.01, name
+    naive.fill(started).eval().save_pretrained(tmp_path / "trained")
+    again: Any = OwnBert.from_pretrained(tmp_path / "trained")
+    for name, value in started.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_values_given_after_the_meta_device_stay() -> None:
+    with torch.device("meta"):
+        model = Model()
+    given = naive.fill(Model()).state_dict()
+    model.to_empty(device="cpu").load_state_dict(given)
+    for name, value in model.eval().train().state_dict().items():
+        assert torch.equal(value, given[name]), name

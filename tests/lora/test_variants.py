@@ -152,7 +152,7 @@ def test_pissa_where_it_cannot_start_changes_nothing() -> None:
         lora.initialise_pissa(model)
     assert torch.equal(model[0].weight, before["0.weight"])
     fused: Any = nn.Sequential(lora.MergedLinear(4, 4, r=1, enable_lora=[True, False]))
-    with pytest.raises(ValueError, match="0 is a MergedLinear"):
+    with pytest.raises(ValueError, match=r"0 is a MergedLinear\. Name linear layers"):
         lora.initialise_pissa(fused)
     once: Any = nn.Sequential(lora.Linear(4, 4, r=1))
     lora.initialise_pissa(once)
