@@ -4,7 +4,8 @@
     python benchmarks/lora.py layers save --repeats 31
 
 All in one process with one thread, A B C A B C; memory in a process for each. Printed: our time,
-and the others' over ours as a ratio (median, least and most of the rounds): above 1, we are faster.
+and the others' over ours as a ratio (median, tenth and ninetieth percentile of the rounds; memory:
+least and most): above 1, we are faster.
 """
 
 from __future__ import annotations

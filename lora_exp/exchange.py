@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from lora_exp.errors import UserError, nearest
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, ModelConfig
+from lora_exp.runs.folder import ADAPTER_WEIGHTS as WEIGHTS
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.store import find_run
 
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_exp.lora import Adapter
-    from lora_exp.lora.state import Bias
     from lora_exp.models import Backbone
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
@@ -150,16 +148,10 @@ def _restored(run: RunFolder, config: Config) -> Backbone:
 
 def _with_tensors(run: RunFolder, model: ModelConfig) -> Backbone:
     """The model of a run that trained whole tensors."""
-    import safetensors.torch
-    from safetensors import SafetensorError
-
     from lora_exp import models
+    from lora_exp.methods.full import read
 
-    file = run.adapter / WEIGHTS
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: damaged or incomplete ({error}).") from error
+    file, tensors = run.adapter / WEIGHTS, read(run.adapter)
     backbone = models.load(model, _labels(model, tensors) or 2)
     try:
         missing = backbone.model.load_state_dict(tensors, strict=False)
@@ -189,7 +181,7 @@ def _as_loralib(run: RunFolder, config: Config, backbone: Backbone, folder: Path
         tensors, alpha = lora.loralib_state_dict(
             model,
             modules_to_save=sorted(backbone.head_modules),
-            bias=config.lora.bias,  # type: ignore[arg-type]
+            bias=config.lora.bias,
         )
     except lora.AdapterError as error:
         raise UserError(f"--to loralib: {error}") from error
@@ -277,7 +269,7 @@ def _without_foreign_heads(adapter: Adapter, backbone: Backbone) -> tuple[Adapte
     return replace(adapter, others=kept), f" Left out, as not of this model's head: {some}."
 
 
-def _trained_besides(adapter: Adapter, backbone: Backbone) -> tuple[set[str], Bias]:
+def _trained_besides(adapter: Adapter, backbone: Backbone) -> tuple[set[str], str]:
     """The modules of the pre-trained part of which the adapter changes more than a bias, and whose
     biases it changes."""
     state = backbone.model.state_dict()

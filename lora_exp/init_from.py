@@ -7,18 +7,17 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lora_exp.errors import UserError
 from lora_exp.runs.config import Config, ModelConfig
+from lora_exp.runs.folder import ADAPTER_CONFIG as CONFIG
 from lora_exp.runs.store import find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_exp.models import Backbone
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 log = logging.getLogger("lora_exp")
 
@@ -33,6 +32,8 @@ def resolve(config: Config) -> Config:
     if name is None:
         return config
     path = Path(name).expanduser()
+    if path.name.startswith("adapter_") and (path.parent / CONFIG).is_file():
+        path = path.parent  # one of PEFT's files
     if path.is_file() or (path / CONFIG).is_file():
         return _starting_from(config, path)
     try:
@@ -118,12 +119,12 @@ def _check_saved(backbone: Backbone, config: Config, others: dict[str, Tensor]) 
     """Refuse what this run's own adapter would not hold: opened elsewhere, it would be another."""
     from lora_exp import lora
 
-    def lost(bias: Literal["none", "lora_only", "all"]) -> list[str]:
+    def lost(bias: str) -> list[str]:
         saved = lora.lora_state_dict(model, bias, backbone.head_modules)
         return [name for name in others if name in state and name not in saved]
 
     model, state = backbone.model, backbone.model.state_dict()
-    if names := lost(config.lora.bias):  # type: ignore[arg-type]
+    if names := lost(config.lora.bias):
         bias = next((bias for bias in ("lora_only", "all") if not lost(bias)), None)
         raise UserError(
             f"model.init_from={config.model.init_from}: trained {names[0]} ({len(names)} such "
@@ -133,16 +134,12 @@ def _check_saved(backbone: Backbone, config: Config, others: dict[str, Tensor]) 
 
 
 def _start_by_name(backbone: Backbone, path: Path) -> None:
-    import safetensors.torch
     import torch
-    from safetensors import SafetensorError
 
     from lora_exp.methods import trained
+    from lora_exp.methods.full import read
 
-    try:
-        tensors = safetensors.torch.load_file(path / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"model.init_from={path}: {WEIGHTS} is damaged ({error}).") from error
+    tensors = read(path)
     left_out = _other_heads(backbone, tensors)
     own = trained(backbone.model)
     found = {

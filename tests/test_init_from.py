@@ -59,7 +59,7 @@ def loralib_file(run: Path, path: Path, add: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["run", "signature", "folder", "file", "module."])
+@pytest.mark.parametrize("how", ["run", "signature", "folder", "file of PEFT", "file", "module."])
 def test_a_run_starts_where_the_other_ended(
     how: str, tiny: Path, origin: Path, outputs: Path
 ) -> None:
@@ -67,6 +67,7 @@ def test_a_run_starts_where_the_other_ended(
         "run": origin.name,
         "signature": origin.name.rsplit("-", 1)[-1],
         "folder": str(origin / "adapter"),
+        "file of PEFT": str(origin / "adapter" / "adapter_model.safetensors"),
         "file": str(loralib_file(origin, outputs / "adapter.pt")),
         "module.": str(loralib_file(origin, outputs / "wrapped.pt", "module.")),
     }[how]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lora_exp.lora.base import LoraLayer
 from lora_exp.lora.dora import DoraLinear
-from lora_exp.lora.loading import Adapter, AdapterError
+from lora_exp.lora.loading import Adapter, AdapterError, check_backbone
 from lora_exp.lora.state import lora_layers
 
 
@@ -47,7 +47,7 @@ class Adapters:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = dict(lora_layers(model))
+        self.model, self.layers = model, dict(lora_layers(model))
         self._updates: dict[str, dict[LoraLayer, _Update]] = {}
         for name, layer in self.layers.items():
             if isinstance(layer, DoraLinear):
@@ -56,14 +56,17 @@ class Adapters:
     def __iter__(self) -> Iterator[str]:
         return iter(self._updates)
 
-    def add(self, name: str, adapter: Adapter | None = None) -> None:
-        """Take in an adapter.
+    def add(self, name: str, adapter: Adapter | None = None, *, any_backbone: bool = False) -> None:
+        """Take in an adapter: its updates, not what else it may hold (a head, biases).
 
         Args:
             name: not taken yet.
             adapter: for all of the layers or some; None is a copy of what the layers hold now.
 
+            any_backbone: take it in even if it was trained on other weights.
+
         Raises:
+            OtherBackbone: if it was trained on other weights.
             AdapterError: if the name is taken, or the adapter does not fit; nothing is added.
         """
         if adapter is None:
@@ -72,6 +75,7 @@ class Adapters:
                 for layer in self.layers.values()
             }
         else:
+            check_backbone(self.model, adapter, any_backbone)
             fitting = adapter.fit(self.layers)
             updates = {
                 self.layers[at]: _update(self.layers[at], *found) for at, found in fitting.items()

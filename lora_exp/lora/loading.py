@@ -137,7 +137,7 @@ def load(
         OtherBackbone: if it was trained on other weights.
         AdapterError: if anything does not fit; nothing is changed.
     """
-    _check_backbone(model, adapter, any_backbone)
+    check_backbone(model, adapter, any_backbone)
     layers, state = dict(lora_layers(model)), model.state_dict()
     _checked(layers, state, adapter._named(layers, state), leave_out)()
 
@@ -169,7 +169,7 @@ def attach(
         OtherBackbone: if it was trained on other weights.
         AdapterError: if anything does not fit; nothing is changed.
     """
-    _check_backbone(model, adapter, any_backbone)
+    check_backbone(model, adapter, any_backbone)
     modules, state = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
     adapter = adapter._named(modules, state)
     architecture = getattr(getattr(model, "config", None), "model_type", None)
@@ -232,7 +232,8 @@ def backbone_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_backbone(model: nn.Module, adapter: Adapter, any_backbone: bool) -> None:
+def check_backbone(model: nn.Module, adapter: Adapter, any_backbone: bool) -> None:
+    """Raise `OtherBackbone` if the adapter was trained on other weights, unless any will do."""
     if adapter.backbone and not any_backbone and adapter.backbone != backbone_hash(model):
         own = getattr(model, "name_or_path", None) or f"this {type(model).__name__}"
         error = OtherBackbone(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from lora_exp.lora.base import LoraLayer
-
-Bias = Literal["none", "lora_only", "all"]
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -20,7 +18,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def mark_only_lora_as_trainable(
-    model: nn.Module, bias: Bias = "none", also: Collection[str] = ()
+    model: nn.Module, bias: str = "none", also: Collection[str] = ()
 ) -> None:
     """Freeze everything but LoRA's matrices and, if asked, biases and whole modules.
 
@@ -38,7 +36,7 @@ def mark_only_lora_as_trainable(
 
 
 def lora_state_dict(
-    model: nn.Module, bias: Bias = "none", also: Collection[str] = ()
+    model: nn.Module, bias: str = "none", also: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """The tensors that `mark_only_lora_as_trainable` with the same arguments leaves trainable, and
     the buffers of the modules in `also`."""
@@ -72,7 +70,7 @@ def lora_plus(
     return [{"params": p, "lr": one, "weight_decay": d} for (one, d), p in groups.items()]
 
 
-def _chosen(model: nn.Module, bias: Bias, also: Collection[str]) -> dict[str, nn.Parameter]:
+def _chosen(model: nn.Module, bias: str, also: Collection[str]) -> dict[str, nn.Parameter]:
     if bias not in ("none", "lora_only", "all"):
         raise ValueError(f"bias={bias!r}: there are none, lora_only and all")
     chosen: dict[str, nn.Parameter] = {}

@@ -16,7 +16,7 @@ from lora_exp.lora.embedding import Embedding
 from lora_exp.lora.files import BACKBONE, CHECKSUM, CONFIG, DTYPES, PREFIX, WEIGHTS, checksum, raw
 from lora_exp.lora.linear import MergedLinear
 from lora_exp.lora.loading import AdapterError
-from lora_exp.lora.state import Bias, lora_state_dict
+from lora_exp.lora.state import lora_state_dict
 
 
 def peft_files(
@@ -24,7 +24,7 @@ def peft_files(
     *,
     base_model: str,
     modules_to_save: Sequence[str] = (),
-    bias: Bias = "none",
+    bias: str = "none",
     task_type: str | None = None,
     backbone: str | None = None,
 ) -> dict[str, bytes]:
@@ -94,7 +94,7 @@ def peft_files(
 
 
 def loralib_state_dict(
-    model: nn.Module, *, modules_to_save: Sequence[str] = (), bias: Bias = "none"
+    model: nn.Module, *, modules_to_save: Sequence[str] = (), bias: str = "none"
 ) -> tuple[dict[str, Tensor], float]:
     """The state dictionary that loralib's layers load, and the lora_alpha that they need.
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import safetensors.torch
+from safetensors import SafetensorError
+
+from lora_exp.errors import UserError
 from lora_exp.lora import serialise
+from lora_exp.runs.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
 
@@ -27,6 +35,21 @@ def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
         "head": sorted(backbone.head),
     }
     return {
-        "adapter_config.json": (json.dumps(about, indent=2) + "\n").encode(),
-        "adapter_model.safetensors": serialise(dict(trained(backbone.model))),
+        ADAPTER_CONFIG: (json.dumps(about, indent=2) + "\n").encode(),
+        ADAPTER_WEIGHTS: serialise(dict(trained(backbone.model))),
     }
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The tensors that `files` gave.
+
+    Raises:
+        UserError: if the file is damaged, or missing.
+    """
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file}: damaged or incomplete ({error}). Train that run again."
+        ) from error

@@ -40,7 +40,7 @@ def attach(backbone: Backbone, config: Config) -> None:
             lora.initialise_pissa(model)
         except ValueError as error:
             raise UserError(f"lora.init=pissa: {error}") from error
-    lora.mark_only_lora_as_trainable(model, config.lora.bias)  # type: ignore[arg-type]
+    lora.mark_only_lora_as_trainable(model, config.lora.bias)
 
 
 def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
         backbone.model,
         base_model=config.model.name_or_path,
         modules_to_save=sorted(backbone.head_modules),
-        bias=config.lora.bias,  # type: ignore[arg-type]
+        bias=config.lora.bias,
         task_type="SEQ_CLS",
         backbone=backbone.weights or None,
     )

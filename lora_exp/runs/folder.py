@@ -19,6 +19,8 @@ from lora_exp.errors import UserError
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, from_mapping, to_yaml
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a run's `adapter/`."""
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
 
 

@@ -18,7 +18,7 @@ class Optimiser:
         parameters: what the run trains, by name.
         train: the recipe.
         total_steps: number of updates of the whole run.
-        ratio_of_b: the learning rate of LoRA's B over that of everything else.
+        ratio_of_b: the learning rate of LoRA's B, and of vectors, over that of other matrices.
     """
 
     def __init__(

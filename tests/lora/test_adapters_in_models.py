@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_exp import lora
 
@@ -143,3 +143,15 @@ def of_peft(model: Any, name: str) -> lora.Adapter:
             updates[at] = layer.lora_A[name].weight, layer.lora_B[name].weight
         alphas[at] = layer.lora_alpha[name]
     return lora.Adapter(updates, alphas, rslora=model.peft_config[name].use_rslora)
+
+
+def test_an_adapter_of_another_backbone_is_refused_unless_any_will_do() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    lora.place(model, ["0"], r=2, alpha=4)
+    adapters = lora.Adapters(model)
+    other = lora.Adapter({"0": (torch.ones(2, 4), torch.ones(4, 2))}, {"0": 4.0}, backbone="x")
+    with pytest.raises(lora.OtherBackbone, match="its outputs would be wrong"):
+        adapters.add("other", other)
+    assert list(adapters) == []
+    adapters.add("other", other, any_backbone=True)
+    assert list(adapters) == ["other"]

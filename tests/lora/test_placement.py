@@ -467,36 +467,3 @@ def test_two_names_of_one_module_are_one_layer() -> None:
         lora.place(tied(), ["a", "b"], r=2, alpha=4)
     with pytest.raises(lora.PlacementError, match="'a' matches no layer"):
         lora.place(tied(), ["a"], r=2, alpha=4, leave=["c.d"])
-
-
-# -- what follows from the placement ----------------------------------------------------------
-
-
-def test_initial_values_depend_on_seed_and_name_only() -> None:
-    def values(targets: list[str], seed: int) -> dict[str, torch.Tensor]:
-        model = bert()
-        lora.place(model, targets, r=2, alpha=4)
-        torch.manual_seed(len(targets))  # what else was drawn before must not matter
-        lora.initialise(model, seed)
-        return {name: layer.lora_A.detach() for name, layer in lora.lora_layers(model)}
-
-    few, many, other = values(["query"], 1), values(["value", "query"], 1), values(["query"], 2)
-    for name, value in few.items():
-        assert torch.equal(value, many[name])
-        assert not torch.equal(value, other[name])
-    assert not torch.equal(*few.values())
-
-
-def test_trainable_and_state() -> None:
-    model = bert()
-    lora.place(model, ["query"], r=2, alpha=4)
-    for bias, expected in {"none": 4, "lora_only": 6}.items():
-        lora.mark_only_lora_as_trainable(model, bias)  # type: ignore[arg-type]
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        assert len(trained) == expected
-        assert set(lora.lora_state_dict(model, bias)) == trained  # type: ignore[arg-type]
-    lora.mark_only_lora_as_trainable(model, "all")
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias") or "lora" in n}
-    with pytest.raises(ValueError, match="bias='some'"):
-        lora.mark_only_lora_as_trainable(model, "some")  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from lora_exp import lora
 
@@ -97,3 +98,38 @@ def test_initialising_takes_the_update_back(training: bool) -> None:
     with torch.no_grad():
         plain = model[1]._plain(model[0].base_weight[numbers], model[1].base_weight)
         torch.testing.assert_close(model(numbers), plain)
+
+
+def bert() -> nn.Module:
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertModel(BertConfig(**sizes, num_hidden_layers=2, vocab_size=20))
+
+
+def test_initial_values_depend_on_seed_and_name_only() -> None:
+    def values(targets: list[str], seed: int) -> dict[str, torch.Tensor]:
+        model = bert()
+        lora.place(model, targets, r=2, alpha=4)
+        torch.manual_seed(len(targets))  # what else was drawn before must not matter
+        lora.initialise(model, seed)
+        return {name: layer.lora_A.detach() for name, layer in lora.lora_layers(model)}
+
+    few, many, other = values(["query"], 1), values(["value", "query"], 1), values(["query"], 2)
+    for name, value in few.items():
+        assert torch.equal(value, many[name])
+        assert not torch.equal(value, other[name])
+    assert not torch.equal(*few.values())
+
+
+def test_trainable_and_state() -> None:
+    model = bert()
+    lora.place(model, ["query"], r=2, alpha=4)
+    for bias, expected in {"none": 4, "lora_only": 6}.items():
+        lora.mark_only_lora_as_trainable(model, bias)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert len(trained) == expected
+        assert set(lora.lora_state_dict(model, bias)) == trained
+    lora.mark_only_lora_as_trainable(model, "all")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias") or "lora" in n}
+    with pytest.raises(ValueError, match="bias='some'"):
+        lora.mark_only_lora_as_trainable(model, "some")
