@@ -26,6 +26,7 @@ from lora_exp.lora.loading import (
     backbone_hash,
     load,
 )
+from lora_exp.lora.packed import packed
 from lora_exp.lora.placement import PlacementError, place
 from lora_exp.lora.presets import preset
 from lora_exp.lora.state import (
@@ -66,6 +67,7 @@ __all__ = [
     "mark_only_lora_as_trainable",
     "merged_state_dict",
     "named_generator",
+    "packed",
     "peft_files",
     "place",
     "preset",

@@ -181,8 +181,9 @@ class _Rows:
         order = [row for rows in groups.values() for row in rows]
         self.order = None if order == sorted(order) else order
 
-    def adapt(self, layer: LoraLayer, plain: Tensor, input: Tensor) -> Tensor:
-        """The layer's output from its plain output and its input."""
+    def forward(self, layer: LoraLayer, input: Tensor) -> Tensor:
+        """The layer's output, each row with its own adapter."""
+        plain = layer._plain(input, layer.base_weight)
         if len(input) == 1 < self.count:  # the same for all rows, as the numbers of positions are
             input = input.expand(self.count, *input.shape[1:])
             plain = plain.expand(self.count, *plain.shape[1:])

@@ -24,10 +24,10 @@ Factors = tuple[Tensor, Tensor]
 
 
 class Rows(Protocol):
-    """What gives each row of a batch its own adapter (`lora_exp.lora.adapters`)."""
+    """What gives the rows of a batch adapters of their own (`adapters.py`, `packed.py`)."""
 
-    def adapt(self, layer: LoraLayer, plain: Tensor, input: Tensor) -> Tensor:
-        """The layer's output from its plain output and its input."""
+    def forward(self, layer: LoraLayer, input: Tensor) -> Tensor:
+        """The layer's output."""
         ...
 
 
@@ -272,9 +272,9 @@ class LoraLayer(nn.Module):
         """As the plain layer, with the update."""
         if not self.is_adapted or self._is_read_merged():
             return self._plain(input, self.weight)
-        plain = self._plain(input, self.base_weight)
         if self.rows is not None:
-            return self.rows.adapt(self, plain, input)
+            return self.rows.forward(self, input)
+        plain = self._plain(input, self.base_weight)
         return self.add_update(plain, input, self.lora_A, self.lora_B, self.scaling)
 
     def _is_read_merged(self) -> bool:
