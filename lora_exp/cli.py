@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from lora_exp.runs.config import Config
 
 VERBS = ("status", "show", "logs", "export", "import")
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -25,13 +29,18 @@ def main() -> None:
     Exit status 0; 1 if a run failed; 2 for what the user can mend.
     """
     console.set_up()
-    try:
-        if len(sys.argv) > 1 and sys.argv[1] in VERBS:
-            from lora_exp.verbs import app
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb == "plan":  # takes overrides, as a run does
+        global _planning
+        _planning = True
+        del sys.argv[1]
+    guarded(_verb if verb in VERBS else _run_or_compose)
 
-            app()
-        else:
-            _run_or_compose()
+
+def guarded(action: Callable[[], object]) -> None:
+    """Do something; what goes wrong ends the process with one message and its exit status."""
+    try:
+        action()
     except RunFailed as error:
         leave(1, error)
     except UserError as error:
@@ -41,31 +50,33 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def leave(status: int, error: Exception, message: str | None = None) -> NoReturn:
+def leave(status: int, error: Exception) -> NoReturn:
     """Exit with one message; with the traceback if HYDRA_FULL_ERROR=1 asks for it."""
     if _tracebacks:
         raise error
-    print(f"lora_exp: {message or error}", file=sys.stderr)
+    print(f"lora_exp: {error}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _verb() -> None:
+    from lora_exp.verbs import app
+
+    app()
 
 
 def _run_or_compose() -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    from lora_exp.explain import explain
+    from lora_exp.explain import explained
     from lora_exp.runs.config import schema
 
     os.environ[FULL_ERROR] = "1"  # let Hydra raise its errors, to be told in our words
     ConfigStore.instance().store(name="schema", node=schema())
     try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        leave(2, error, explain(error, CONF, VERBS))
+        with explained(CONF, VERBS):
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except ValueError as error:
         if HydraConfig.initialized():
             raise
@@ -73,32 +84,27 @@ def _run_or_compose() -> None:
 
 
 def _job(values: object) -> float:
-    """One run; returns its metric, which Hydra's sweepers may optimise."""
+    """One run in this process; returns its metric, which Hydra's sweepers may optimise.
+
+    The points of a grid come here only with another launcher than ours (hydra/launcher=basic).
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
 
-    from lora_exp.explain import explain
-    from lora_exp.runs.config import check, from_mapping
+    from lora_exp.runs.config import check
 
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     try:
-        try:
-            config = from_mapping(values)
-        except OmegaConfBaseException as error:
-            raise UserError(explain(error, CONF, VERBS)) from error
+        config = config_of(values)
         check(config)
-        given = {override.lstrip("+").split("=")[0] for override in overrides}
-        if {"experiment", "method"} <= given and "train.lr" not in given:
-            console.log.warning(
-                "The learning rate %g is that of the experiment's own method; "
-                "give train.lr=... for %s.",
-                config.train.lr,
-                config.method,
-            )
-        from lora_exp.train.job import execute
+        if warning := advice(config, overrides):
+            console.log.warning(warning)
+        from lora_exp.train.job import execute, predict
 
+        if _planning:
+            print(predict(config))
+            return 0.0
         result = execute(config, overrides)
     except UserError as error:
         if hydra_config.mode is RunMode.RUN:
@@ -106,10 +112,39 @@ def _job(values: object) -> float:
         console.log.error("%s: %s", " ".join(overrides), error)  # the other points go on
         raise
     show_result(result)
+    return main_metric(result)
+
+
+def config_of(values: object) -> Config:
+    """The run that a composed config describes.
+
+    Raises:
+        UserError: for what the schema does not allow.
+    """
+    from lora_exp.explain import explained
+    from lora_exp.runs.config import from_mapping
+
+    with explained(CONF, VERBS):
+        return from_mapping(values)
+
+
+def advice(config: Config, overrides: Sequence[str]) -> str | None:
+    """A warning about a config that is valid, and yet hardly what the user wants."""
+    given = {override.lstrip("+").split("=")[0] for override in overrides}
+    if {"experiment", "method"} <= given and "train.lr" not in given:
+        return (
+            f"The learning rate {config.train.lr:g} is that of the experiment's own method; "
+            f"give train.lr=... for {config.method}."
+        )
+    return None
+
+
+def main_metric(result: dict[str, Any]) -> float:
+    """The metric that decides the best epoch."""
     return next(value for name, value in result["metrics"].items() if name != "loss")
 
 
-def show_result(result: dict) -> None:
+def show_result(result: dict[str, Any]) -> None:
     """A table of a run's result, for the terminal."""
     from rich.console import Console
     from rich.table import Table
@@ -125,4 +160,5 @@ def show_result(result: dict) -> None:
     Console().print(table)
 
 
+_planning = False
 _tracebacks = os.environ.get(FULL_ERROR) == "1"

@@ -30,11 +30,21 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
-        console.print(record.getMessage(), markup=False, style=style)
+        run = getattr(record, "run", "")
+        lines = record.getMessage().splitlines()
+        text = "\n".join(f"{run}  {line}" for line in lines) if run else record.getMessage()
+        console.print(text, markup=False, style=style)
 
 
-def set_up() -> None:
-    """Send the package's log to the console; called once, by the command line."""
+def set_up(*, alone: bool = True) -> None:
+    """Send the package's log to the console; called once, by the command line.
+
+    Args:
+        alone: no other process writes to the terminal; otherwise there are lines and no bars.
+    """
+    global console
+    if not alone:
+        console = Console(stderr=True, highlight=False, force_terminal=False, soft_wrap=True)
     log.setLevel(logging.INFO)
     log.propagate = False
     if not log.handlers:
@@ -48,15 +58,15 @@ def shown(path: Path) -> str:
 
 
 @contextmanager
-def also_to(path: Path) -> Iterator[None]:
-    """Append the log to a file meanwhile."""
+def also_to(path: Path, logger: logging.Logger = log) -> Iterator[None]:
+    """Append the log, or the part of it that goes through `logger`, to a file meanwhile."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        logger.removeHandler(handler)
         handler.close()
 
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from lora_exp.errors import nearest
+from lora_exp.errors import UserError, nearest
 from lora_exp.runs.config import Config
+
+
+@contextmanager
+def explained(conf: Path, verbs: tuple[str, ...]) -> Iterator[None]:
+    """Turn what composing a config raises into a UserError; arguments as in `explain`."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(explain(error, conf, verbs)) from error
 
 
 def explain(error: Exception, conf: Path, verbs: tuple[str, ...]) -> str:
@@ -60,7 +70,7 @@ def _unknown_choice(name: str, options: Sequence[str], conf: Path) -> str:
         return f"{name}: there is no such config file in {conf}."
     folder = conf / group
     files = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
-    return f"{group}={choice}: {nearest(choice, files or options, kind='choices')}"
+    return f"{group}={choice}: {nearest(choice, {*files, *options}, kind='choices')}"
 
 
 def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:

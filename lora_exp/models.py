@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,22 @@ class Backbone:
         return min(limits)
 
 
+def sharing(backbone: Backbone) -> Backbone:
+    """Another model around the very same pre-trained weights, with a head of its own."""
+    model = backbone.model
+    shared = {id(p): p for name, p in model.named_parameters() if name not in backbone.head}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    return replace(backbone, model=deepcopy(model, shared))
+
+
+def share(backbone: Backbone, other: Backbone) -> None:
+    """Let a backbone have another one's pre-trained weights instead of its own equal ones."""
+    theirs = dict(other.model.named_parameters())
+    for name, parameter in backbone.model.named_parameters():
+        if name not in backbone.head and name not in other.head:
+            parameter.data = theirs[name].data
+
+
 def first_position(model: PreTrainedModel) -> int:
     """The number of the first token's position: behind the padding index in RoBERTa and its kin."""
     table = getattr(model.base_model, "embeddings", None)
@@ -85,12 +102,40 @@ def first_position(model: PreTrainedModel) -> int:
     return 0 if padding is None else padding + 1
 
 
-def load(model: ModelConfig, outputs: int) -> Backbone:
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: if it cannot be found, or knows no words.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    place = locate(model)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            place,
+            revision=model.revision or "main",
+            trust_remote_code=False,
+            local_files_only=_offline(place),
+        )
+    except Exception as error:  # each format of tokenizer has its own
+        raise UserError(_cannot_load(model, error)) from error
+    _check_tokenizer(model, tokenizer)
+    if tokenizer.pad_token_id is None:  # GPT-2: batches are padded only where nothing looks
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(
+    model: ModelConfig, outputs: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Backbone:
     """The pre-trained model in fp32 with a head of `outputs` values, new parts left as they come.
 
     Args:
         model: which one.
         outputs: number of classes; 1 for regression.
+        tokenizer: the model's, if it is loaded already.
 
     Raises:
         UserError: if it cannot be found, needs code of its own, or its weights do not fit.
@@ -105,7 +150,6 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
     # For weights without safetensors it would ask a bot to add them to the owner's repository.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     place = locate(model)
-    offline = _offline(place)
     config = load_config(model, outputs)
     try:
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -114,27 +158,19 @@ def load(model: ModelConfig, outputs: int) -> Backbone:
             revision=model.revision or "main",
             dtype=torch.float32,
             trust_remote_code=False,
-            local_files_only=offline,
+            local_files_only=_offline(place),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            place,
-            revision=model.revision or "main",
-            trust_remote_code=False,
-            local_files_only=offline,
-        )
-    except Exception as error:  # each format of weights and tokenizer has its own
+    except Exception as error:  # each format of weights has its own
         raise UserError(_cannot_load(model, error)) from error
-    _check_tokenizer(model, tokenizer)
+    tokenizer = tokenizer or load_tokenizer(model)
     prefix = loaded.base_model_prefix + "."
     mismatched = {_first(key) for key in report["mismatched_keys"]}
     new = frozenset(report["missing_keys"]) | mismatched
     _check_weights(model, loaded, new, set(report["unexpected_keys"]), mismatched)
     names = [name for name, _ in loaded.named_parameters()]
     head = {name for name in names if not name.startswith(prefix)} | (new & set(names))
-    if tokenizer.pad_token_id is None:  # GPT-2: batches are padded only where nothing looks
-        tokenizer.pad_token = tokenizer.eos_token
     padding = loaded.config.pad_token_id
     if padding is None or padding < 0:  # else it stays: RoBERTa's positions start behind it
         loaded.config.pad_token_id = tokenizer.pad_token_id

@@ -67,7 +67,7 @@ def test_a_mistake_is_told_in_one_message(mistake: str, tiny: Path, tmp_path: Pa
     assert ended.status == 2
     assert ended.output.startswith("lora_exp: ")
     assert "Traceback" not in ended.output
-    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "outputs" / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,51 @@ def test_options_that_do_not_fit(line: str, message: str) -> None:
     assert message in ended.output
     assert ended.status == 2
     assert "Traceback" not in ended.output
+
+
+GRIDS = {
+    "lora.r=0,1 seed=1,2": "lora.r=0: must be greater than 0.\n"
+    "  at lora.r=0 seed=1; lora.r=0 seed=2",
+    "lora.r=a,1,0": "lora.r: Value 'a' of type 'str' could not be converted to Integer.\n"
+    "  at lora.r=a\nlora.r=0: must be greater than 0.\n  at lora.r=0",
+    "lora.rr=1,2": "lora.rr: there is no such key. Did you mean lora.r",
+    "task=mnlx,agreement": "task=mnlx: Did you mean mnli?\n  at task=mnlx",
+    "task=classification,agreement": "task.text=[]: name one or two columns of text.",
+    "model.name_or_path=./nowhere seed=1,2": "./nowhere: there is no such folder.",
+    "device=cpu,cuda seed=1,2": "device=cpu,cuda: one grid trains on one kind of device.",
+    "pack.size=0,1": "pack.size=0: must be greater than 0.\n  at pack.size=0",
+    "hydra/launcher=loca seed=1,2": "hydra/launcher=loca: Did you mean local?",
+    "hydra/launcher=zzz seed=1,2": "hydra/launcher=zzz: There are choices: basic, local.",
+}
+
+
+@pytest.mark.parametrize("mistake", GRIDS)
+def test_mistakes_in_a_grid_are_told_at_once_before_anything_is_queued(
+    mistake: str, tiny: Path, tmp_path: Path
+) -> None:
+    given = [*mistake.split(), f"outputs={tmp_path / 'outputs'}"]
+    if "model" not in mistake:
+        given.append(f"model.name_or_path={tiny}")
+    ended = forked.run("-m", *given)
+    assert GRIDS[mistake] in ended.output
+    assert ended.status == 2
+    assert ended.output.startswith("lora_exp: ")
+    assert "Traceback" not in ended.output
+    assert not (tmp_path / "outputs" / "runs").exists()
+
+
+def test_advice_is_given_once_for_a_grid(tiny: Path, tmp_path: Path) -> None:
+    ended = forked.run(
+        "-m",
+        "experiment=roberta_base/rte",
+        "method=full",
+        f"model.name_or_path={tiny}",
+        f"outputs={tmp_path}",
+        "task.data_dir=nowhere",
+        "seed=1,2,3",
+    )
+    assert ended.status == 2
+    assert ended.output.count("is that of the experiment's own method") == 1
 
 
 def test_all_impossible_values_are_told_at_once() -> None:

@@ -67,6 +67,15 @@ def test_the_command_composes_a_config_from_anywhere(installed, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_launcher_is_found(installed, tmp_path):
+    binaries, *_ = installed
+    command = ("hydra/launcher=local", "--cfg", "hydra", "--package", "hydra.launcher")
+    printed = run(binaries / "lora-exp", *command, cwd=tmp_path).stdout
+    (target,) = re.findall(r"^_target_: (.*)\.(\w+)$", printed, re.MULTILINE)
+    code = "import {0}; print({0}.{1})".format(*target)
+    assert "LocalLauncher" in run(binaries / "python", "-c", code, cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -30,7 +30,7 @@ def test_commands_compose(command: list[str], tmp_path: Path) -> None:
     from lora_exp.runs.config import check, from_mapping
 
     GlobalHydra.instance().clear()
-    given = [word for word in command if word not in ("-m", "--cfg", "job")]
+    given = [word for word in command if word not in ("-m", "--cfg", "job", "plan")]
     parsed = OverridesParser.create().parse_overrides(given)
     # Of a sweep, the first point.
     points = [

@@ -16,7 +16,7 @@ def save(folder: Path, architecture: str = "bert", **changes: Any) -> Path:
 
     Args:
         folder: where to.
-        architecture: `bert`, `roberta`, `gpt2` or `deberta-v2`.
+        architecture: `bert`, `roberta`, `gpt2`, `deberta-v2`, `llama` and its kin.
         changes: of the config.
     """
     import torch
@@ -30,6 +30,9 @@ def save(folder: Path, architecture: str = "bert", **changes: Any) -> Path:
     else:
         sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         sizes |= {"intermediate_size": 64, "max_position_embeddings": 64}
+        if architecture in ("llama", "mistral", "qwen2", "qwen3", "phi3"):
+            sizes |= {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": None}
+            sizes |= {"bos_token_id": 2, "eos_token_id": 3}
     config = transformers.AutoConfig.for_model(architecture, **(sizes | changes))
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)

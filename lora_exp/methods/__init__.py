@@ -60,6 +60,14 @@ def attach(backbone: Backbone, config: Config) -> None:
             parameter.requires_grad = config.method != "lora" or config.lora.train_head
 
 
+def shares_backbone(config: Config) -> bool:
+    """Whether the method leaves every pre-trained weight as it is, so that runs can share them."""
+    lora = config.lora
+    return (
+        config.method == "lora" and not lora.dora and lora.init != "pissa" and lora.bias == "none"
+    )
+
+
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a run trains, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

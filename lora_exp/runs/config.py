@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,14 @@ class TrainConfig:
     """Updates between two lines of training loss in metrics.jsonl."""
     checkpoint_seconds: float = 60.0
     """Seconds between two checkpoints; each evaluation ends with one as well."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a
+    third more time."""
+    devices: int = 1
+    """GPUs (or, without any, processes) of a machine that train the run together; each has its
+    share of every batch."""
+    nodes: int = 1
+    """Machines that do so, with `devices` each."""
 
 
 @dataclass
@@ -183,6 +192,15 @@ class TrackerConfig:
 
 
 @dataclass
+class PackConfig:
+    """Which runs of a grid train together."""
+
+    size: int | None = None
+    """Most runs that train together over one backbone; 1 turns it off, null chooses by memory and
+    tokens."""
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -199,6 +217,8 @@ class Config:
     outputs: str = "outputs"
     """Folder of all runs."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    """Which runs of a grid train together."""
     rerun: bool = False
     """Train a finished run again; its result is kept under `outputs/superseded`."""
 
@@ -217,12 +237,18 @@ def from_mapping(values: Any) -> Config:
     Raises:
         OmegaConfBaseException: for an unknown key, a missing value or one of the wrong type.
     """
+    node = values if isinstance(values, DictConfig) else OmegaConf.create(values)
     # As plain values: a typed node would bring keys that were added to it (`+key=value`) along.
-    plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    plain = OmegaConf.to_container(node, resolve=True)
+    merged = OmegaConf.merge(_types(), plain)
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return config
+
+
+@cache
+def _types() -> DictConfig:
+    return OmegaConf.structured(Config)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -241,7 +267,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole config as YAML, every field written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def check(config: Config) -> None:
@@ -363,6 +389,10 @@ def check(config: Config) -> None:
         "cannot be negative.",
     )
 
+    positive("train.devices", train.devices)
+    positive("train.nodes", train.nodes)
+
+    positive("pack.size", config.pack.size)
     choice("device", config.device, DEVICES)
     require(0 <= config.seed < 2**32, "seed", config.seed, "must lie between 0 and 2^32 - 1.")
     choice("tracker.name", config.tracker.name, TRACKERS)

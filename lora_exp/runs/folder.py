@@ -24,6 +24,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
 
 
+class RunBusy(UserError):
+    """Another process trains this run at the moment."""
+
+
 class RunFolder:
     """`outputs/runs/<slug>-<signature>/`; the files and when they are written:
 
@@ -76,6 +80,11 @@ class RunFolder:
         """`status.json`; a valid result beats any state written there."""
         status = files.read_json(self.path / "status.json") or {"state": "queued", "attempt": 0}
         return status | {"state": "done"} if self.result is not None else status
+
+    @property
+    def has_status(self) -> bool:
+        """It has been queued, or trained."""
+        return (self.path / "status.json").exists()
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -170,7 +179,8 @@ class RunFolder:
         The lock goes with the process, however it ends.
 
         Raises:
-            UserError: if another process holds it, or nothing can be written there.
+            RunBusy: if another process holds it.
+            UserError: if nothing can be written there.
         """
         path = self.path.parent.parent / "locks" / self.signature
         try:
@@ -186,7 +196,7 @@ class RunFolder:
                 who = (
                     f"process {status['pid']} on {status['host']}" if "pid" in status else "another"
                 )
-                raise UserError(
+                raise RunBusy(
                     f"{self.path}: this run is being trained by {who}. Wait for it, or stop it."
                 ) from None
             yield

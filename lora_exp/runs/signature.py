@@ -15,6 +15,7 @@ from lora_exp.runs.config import Config
 UNDECIDING = {
     "device",
     "outputs",
+    "pack",
     "rerun",
     "tracker",
     "task.data_dir",
@@ -25,6 +26,9 @@ UNDECIDING = {
     "model.init_from",
     "train.log_every",
     "train.checkpoint_seconds",
+    "train.devices",
+    "train.gradient_checkpointing",
+    "train.nodes",
 }
 
 

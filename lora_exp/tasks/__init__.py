@@ -6,6 +6,7 @@ Nothing here knows a tokenizer or a model; nothing heavy is imported before it i
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 from lora_exp.runs.config import TaskConfig
 from lora_exp.tasks import agreement, classification
@@ -33,9 +34,14 @@ def load(task: TaskConfig) -> TaskData:
 def fingerprint(task: TaskConfig) -> str:
     """What identifies the data in a run's signature, wherever the files lie."""
     if task.kind == "agreement":
-        rows = repr(agreement.generate(seed=task.data_seed))
-        return f"agreement:{hashlib.sha256(rows.encode()).hexdigest()}"
+        return _generated(task.data_seed)
     return classification.fingerprint(task)
+
+
+@cache
+def _generated(seed: int) -> str:
+    rows = repr(agreement.generate(seed=seed))
+    return f"agreement:{hashlib.sha256(rows.encode()).hexdigest()}"
 
 
 def _examples(rows: list[tuple[str, int]]) -> Examples:

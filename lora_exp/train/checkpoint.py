@@ -30,31 +30,47 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         state: everything else, as JSON can hold it.
     """
     folder.mkdir(exist_ok=True)
-    temporary = folder / f"step-{step:08d}{files.TEMPORARY}"
+    before = generations(folder)
+    serial = int(before[0].name.split("-")[0]) + 1 if before else 1
+    name = f"{serial:06d}-step-{step:08d}"
+    temporary = folder / f"{name}{files.TEMPORARY}"
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, temporary, metadata={"state": json.dumps(state)})
-    files.commit(temporary, folder / f"step-{step:08d}-{_digest(temporary)}.safetensors")
-    for old in generations(folder)[GENERATIONS:]:
+    files.commit(temporary, folder / f"{name}-{_digest(temporary)}.safetensors")
+    for old in before[GENERATIONS - 1 :]:
         old.unlink()
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the newest generation that is whole; None where there is none."""
+def load(
+    folder: Path, together: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of the newest generation that is whole, or of that of a given moment; None
+    where there is none."""
     for path in generations(folder):
-        if _digest(path) not in path.name:
-            log.warning("%s is damaged and left out.", path)
-            continue
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-        return load_file(path), state
+        if (state := _state(path)) is not None and together in (None, state["together"]):
+            return load_file(path), state
     return None
+
+
+def moments(folder: Path) -> list[str]:
+    """The moments (`Progress.together`) of the generations that are whole, newest first."""
+    found = [_state(path) for path in generations(folder)]
+    return [state["together"] for state in found if state is not None and state["together"]]
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    if _digest(path) not in path.name:
+        log.warning("%s is damaged and left out.", path)
+        return None
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["state"])
 
 
 def generations(folder: Path) -> list[Path]:
     """The checkpoints there are, newest first."""
     if not folder.is_dir():
         return []
-    pattern = re.compile(r"step-\d+-[0-9a-f]+\.safetensors")
+    pattern = re.compile(r"\d+-step-\d+-[0-9a-f]+\.safetensors")
     return sorted((p for p in folder.iterdir() if pattern.fullmatch(p.name)), reverse=True)
 
 

@@ -11,22 +11,32 @@ import torch
 from torch.utils import deterministic
 
 from lora_exp.errors import UserError
-from lora_exp.runs.config import Config
 
 
-def choose_device(config: Config) -> torch.device:
-    """The device that `device` names.
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` names; of several GPUs, that of this rank.
 
     Raises:
         UserError: for `cuda` where there is none.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device=cuda: torch {torch.__version__} sees no GPU here. Use device=cpu, or install "
             "a CUDA build of torch and check that `nvidia-smi` lists the GPU."
         )
-    use_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")
+    use_gpu = name != "cpu" and torch.cuda.is_available()
+    if not use_gpu:
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU on a device, without waiting for what a GPU is doing."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def make_deterministic(device: torch.device, *, strict: bool) -> None:

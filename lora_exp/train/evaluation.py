@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_exp.tasks.metrics import measure
+from lora_exp.train.forward import Piece, forward
 from lora_exp.train.run import Run
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ TOKENS = {"cpu": 2048, "cuda": 32768}
 """Most tokens of a batch, by type of device: no more than keeps it busy."""
 
 
-def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | None:
+def evaluate(
+    run: Run, precision: str, stop: Interruption, bar: Progress
+) -> dict[str, float] | None:
     """Measure a run and write the lines of metrics.
 
     Returns:
@@ -34,7 +37,7 @@ def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | 
     lines = []
     for split, name in zip(run.data.validation, _suffixes(list(run.data.validation)), strict=True):
         began = time.perf_counter()
-        outputs = _outputs(run, split, stop, bar)
+        outputs = _outputs(run, split, precision, stop, bar)
         if outputs is None:
             return None
         labels = torch.from_numpy(run.data.validation[split].labels)
@@ -54,27 +57,31 @@ def evaluate(run: Run, stop: Interruption, bar: Progress) -> dict[str, float] | 
     return found
 
 
-def _outputs(run: Run, split: str, stop: Interruption, bar: Progress) -> torch.Tensor | None:
+def _outputs(
+    run: Run, split: str, precision: str, stop: Interruption, bar: Progress
+) -> torch.Tensor | None:
     """[examples, classes] in fp32 on the CPU, in the order of the split; None after a signal."""
     data = run.data.validation[split]
     width = run.model.config.num_labels
     assert width is not None
-    outputs = torch.empty(len(data), width)
+    outputs = torch.zeros(len(data), width)
     task = bar.add_task(f"evaluating {split}", total=len(data), note="")
     run.model.eval()
     try:
         with torch.no_grad():
-            for chosen in data.by_length(TOKENS[run.device.type]):
-                if stop.requested:
+            for number, chosen in enumerate(data.by_length(TOKENS[run.device.type])):
+                if stop.requested and run.ranks.count == 1:  # several have to agree first
                     return None
-                batch = data.batch(chosen).to(run.device)
-                outputs[list(chosen)] = run.forward(batch).float().cpu()
+                if number % run.ranks.count == run.ranks.rank:
+                    piece = Piece(run.backbone, data.batch(chosen).to(run.device), 0, run.layers)
+                    with forward([piece], precision) as (logits,):
+                        outputs[list(chosen)] = logits.float().cpu()
                 bar.update(task, advance=len(chosen))
                 run.heartbeat()
     finally:
         bar.remove_task(task)
         run.model.train()
-    return outputs
+    return run.ranks.sum(outputs)
 
 
 def _suffixes(splits: list[str]) -> list[str]:

@@ -2,14 +2,16 @@
 
 Linear layers, norms and embeddings do not care where a sequence ends; attention does. It is given a
 `Layout` (transformers passes unknown keywords on to the attention function) and works on groups of
-sequences of about equal length, so that what little padding is left is paid for by attention alone.
+sequences of about equal length, so that what little padding is left is paid for by attention alone;
+on a GPU, a kernel for sequences of any length takes them as they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lora_exp.models import first_position
-
-if TYPE_CHECKING:
-    from lora_exp.train.batches import Batch
+from lora_exp.train import dropout as dropping
+from lora_exp.train.device import moved
 
 ATTENTION = "lora_exp_flat"
 SHORTEST = 0.75
@@ -31,9 +31,13 @@ SHORTEST = 0.75
 class Group:
     """Sequences that attention takes together."""
 
-    start: int
-    """First of the group's slots."""
-    sequences: int
+    run: int
+    """Whose they are, or that of the first."""
+    number: int
+    """Of the group, among those of its run."""
+    slots: slice
+    sequences: slice
+    """In the order of `Arrangement.order`."""
     length: int
     """Slots per sequence: its tokens, then padding up to the longest of the group."""
     mask: Tensor | None
@@ -41,17 +45,15 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the sequences of a flat batch lie, and the slots that attention arranges them in."""
+class Arrangement:
+    """Groups of sequences of about equal length, and the slots of their tokens."""
 
-    positions: Tensor
-    """[tokens]: each token's place in its sequence, from 0."""
-    first: Tensor
-    """[sequences]: each sequence's first token."""
-    last: Tensor
-    """[sequences]: each sequence's last token."""
+    order: Tensor
+    """[sequences]: the sequences as the groups take them."""
+    back: Tensor
+    """[sequences]: the place of each sequence in `order`."""
     slots: Tensor
-    """[slots]: the token in each slot; a slot of padding names token 0, which nothing looks at."""
+    """[slots]: the token in each slot; padding repeats the sequence's own last token."""
     tokens: Tensor
     """[tokens]: the slot of each token."""
     real: Tensor | None
@@ -59,41 +61,83 @@ class Layout:
     groups: list[Group]
 
 
-def layout(lengths: Sequence[int], device: torch.device | str) -> Layout:
-    """The layout of sequences of these lengths that lie end to end."""
-    sizes = np.asarray(lengths)
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    order = np.argsort(-sizes, kind="stable")
-    groups: list[Group] = []
-    slots: list[np.ndarray] = []
-    start = at = 0
-    while at < len(order):
-        longest = int(sizes[order[at]])
-        members = order[at:][sizes[order[at:]] >= SHORTEST * longest]
-        at += len(members)
-        offsets = np.arange(longest)
-        real = offsets[None, :] < sizes[members][:, None]
-        slots.append(np.where(real, first[members][:, None] + offsets[None, :], -1).reshape(-1))
-        mask = None if real.all() else torch.from_numpy(real[:, None, None, :]).to(device)
-        groups.append(Group(start, len(members), longest, mask))
-        start += real.size
-    arranged = np.concatenate(slots)
-    is_real = arranged >= 0
-    tokens = np.empty(sizes.sum(), dtype=np.int64)
-    tokens[arranged[is_real]] = np.flatnonzero(is_real)
+class Layout:
+    """Where the sequences of a flat batch lie.
 
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(device)
+    Args:
+        lengths: tokens of each sequence.
+        device: where to.
+        runs: number of sequences of each run, if no group may have those of two.
 
-    return Layout(
-        positions=tensor(np.arange(sizes.sum()) - np.repeat(first, sizes)),
-        first=tensor(first),
-        last=tensor(first + sizes - 1),
-        slots=tensor(np.maximum(arranged, 0)),
-        tokens=tensor(tokens),
-        real=None if is_real.all() else tensor(is_real[:, None, None]),
-        groups=groups,
-    )
+    Attributes:
+        positions: [tokens], each token's place in its sequence, from 0.
+        first: [sequences], each sequence's first token.
+        last: [sequences], each sequence's last token.
+        longest: most tokens of a sequence.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str,
+        runs: Sequence[int] | None = None,
+    ) -> None:
+        self._device, self._runs = device, runs or [len(lengths)]
+        self._sizes = sizes = np.asarray(lengths)
+        self._ends = ends = np.concatenate([[0], np.cumsum(sizes)])
+        self.positions = self._tensor(np.arange(ends[-1]) - np.repeat(ends[:-1], sizes))
+        self.first = self._tensor(ends[:-1])
+        self.last = self._tensor(ends[1:] - 1)
+        self.longest = int(sizes.max())
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return moved(torch.from_numpy(values), self._device)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """int32 [sequences + 1]: where each sequence begins, and where the last one ends."""
+        return self._tensor(self._ends.astype(np.int32))
+
+    @cached_property
+    def arranged(self) -> Arrangement:
+        """The slots for attention."""
+        sizes, ends = self._sizes, self._ends
+        groups: list[Group] = []
+        order: list[np.ndarray] = []
+        slots: list[np.ndarray] = []
+        reals: list[np.ndarray] = []
+        slot = sequence = begin = 0
+        for run, count in enumerate(self._runs):
+            of_run = begin + np.argsort(-sizes[begin : begin + count], kind="stable")
+            begin += count
+            number = 0
+            while len(of_run):
+                longest = int(sizes[of_run[0]])
+                taken = int((sizes[of_run] >= SHORTEST * longest).sum())
+                members, of_run = of_run[:taken], of_run[taken:]
+                offsets, own = np.arange(longest)[None, :], sizes[members][:, None]
+                real = offsets < own
+                # Nothing looks at padding; but 0 times what is not a number is none either, so it
+                # must be the sequence's own.
+                slots.append((ends[members][:, None] + np.minimum(offsets, own - 1)).reshape(-1))
+                reals.append(real.reshape(-1))
+                in_slots = slice(slot, slot := slot + real.size)
+                in_order = slice(sequence, sequence := sequence + taken)
+                mask = None if real.all() else self._tensor(real[:, None, None, :])
+                groups.append(Group(run, number, in_slots, in_order, longest, mask))
+                order.append(members)
+                number += 1
+        arranged, is_real, taken_in = map(np.concatenate, (slots, reals, order))
+        tokens = np.empty(ends[-1], dtype=np.int64)
+        tokens[arranged[is_real]] = np.flatnonzero(is_real)
+        return Arrangement(
+            order=self._tensor(taken_in),
+            back=self._tensor(np.argsort(taken_in)),
+            slots=self._tensor(arranged),
+            tokens=self._tensor(tokens),
+            real=None if is_real.all() else self._tensor(is_real[:, None, None]),
+            groups=groups,
+        )
 
 
 class _Rearrange(torch.autograd.Function):
@@ -126,39 +170,85 @@ def attention(
 
     Args:
         module: transformers' attention module; its `is_causal` is honoured.
-        query: [1, heads, tokens, width], and so are key and value.
+        query: [1, heads, tokens, width], or [1, heads, sequences, width]: one token of each, which
+            in a causal model is its last.
+        key: [1, heads or fewer, tokens, width], and so is value.
         attention_mask: not needed, the layout says it all.
         flat_layout: of this batch.
         scaling: of the scores; None is 1 / sqrt(width).
         dropout: probability for the attention weights.
 
     Returns:
-        [1, tokens, heads, width], and no weights.
+        [1, tokens or sequences, heads, width], and no weights.
     """
-    where, causal, given = flat_layout, bool(getattr(module, "is_causal", False)), query.dtype
+    where, given = flat_layout, query.dtype
+    q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
+    one_each = len(q) != len(k)
+    causal = bool(getattr(module, "is_causal", False)) and not one_each
+    if q.is_cuda and given in (torch.bfloat16, torch.float16) and dropout == 0:
+        return _any_length(q, k, v, where, causal, one_each, scaling), None
     # bf16 attention is slow on CPUs; it is a small share of the work, so do it exactly.
-    upcast = given == torch.bfloat16 and query.device.type == "cpu"
-    arranged = [
-        _Rearrange.apply(
-            (rows.float() if upcast else rows)[0].transpose(0, 1), where.slots, where.tokens, None
-        )
-        for rows in (query, key, value)
-    ]
+    if given == torch.bfloat16 and not q.is_cuda:
+        q, k, v = q.float(), k.float(), v.float()
+    slots = where.arranged
+    there, back = (slots.order, slots.back) if one_each else (slots.slots, slots.tokens)
+    q = _Rearrange.apply(q, there, back, None)
+    k, v = (_Rearrange.apply(rows, slots.slots, slots.tokens, None) for rows in (k, v))
     outputs = []
-    with torch.autocast(query.device.type, enabled=False):
-        for group in where.groups:
-            span = slice(group.start, group.start + group.sequences * group.length)
-            q, k, v = (
-                rows[span].unflatten(0, (group.sequences, group.length)).transpose(1, 2)
-                for rows in arranged
-            )
-            mask = None if causal else group.mask  # padding is last: no token looks ahead at it
+    with torch.autocast(q.device.type, enabled=False):
+        for group in slots.groups:
+            queries = group.sequences if one_each else group.slots
+            shape = (group.sequences.stop - group.sequences.start, -1)
+            spans = (queries, group.slots, group.slots)
+            if dropout > 0:
+                place = int(module.dropout_place) + group.number  # type: ignore[arg-type]
+                dropping.current().seed(group.run, place)
             result = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling
+                *(
+                    rows[span].unflatten(0, shape).transpose(1, 2)
+                    for rows, span in zip((q, k, v), spans, strict=True)
+                ),
+                attn_mask=None if causal else group.mask,  # padding is last: nothing looks ahead
+                dropout_p=dropout,
+                is_causal=causal,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
             )
             outputs.append(result.transpose(1, 2).flatten(0, 1))
-    rows = _Rearrange.apply(torch.cat(outputs), where.tokens, where.slots, where.real)
-    return rows.to(given).unsqueeze(0), None
+    rows = torch.cat(outputs)
+    real = None if one_each else slots.real
+    return _Rearrange.apply(rows, back, there, real).to(given).unsqueeze(0), None
+
+
+def _any_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    where: Layout,
+    causal: bool,
+    one_each: bool,
+    scaling: float | None,
+) -> Tensor:
+    """Flash attention over sequences as they lie: no arranging, no padding."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = where.ends, where.longest
+    if one_each:
+        ends, longest = torch.arange(len(where.ends), dtype=torch.int32, device=key.device), 1
+    result = varlen_attn(
+        query,
+        key,
+        value,
+        ends,
+        where.ends,
+        longest,
+        where.longest,
+        scale=scaling,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(result, Tensor)
+    return result.unsqueeze(0)
 
 
 def _no_mask(*arguments: Any, **keywords: Any) -> None:
@@ -167,55 +257,3 @@ def _no_mask(*arguments: Any, **keywords: Any) -> None:
 
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, _no_mask)
-
-
-@dataclass(frozen=True)
-class Family:
-    """What has to be known of an architecture to feed it flat batches."""
-
-    head: Callable[[Any, Tensor], Tensor]
-    """(model, rows [sequences, hidden]) -> logits [sequences, classes]."""
-    reads: str = "first"
-    """The token of each sequence that the head reads: `first` or `last`."""
-
-
-def _bert_head(model: Any, rows: Tensor) -> Tensor:
-    pooled = model.bert.pooler(rows[:, None])  # the library's heads read the token at position 0
-    return model.classifier(model.dropout(pooled))
-
-
-def _roberta_head(model: Any, rows: Tensor) -> Tensor:
-    return model.classifier(rows[:, None])
-
-
-def _gpt2_head(model: Any, rows: Tensor) -> Tensor:
-    return model.score(rows)
-
-
-_ROBERTA = Family(_roberta_head)
-FAMILIES = {
-    "bert": Family(_bert_head),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "gpt2": Family(_gpt2_head, reads="last"),
-}
-"""Architectures that take flat batches, by transformers' `model_type`; others are padded."""
-
-
-def logits(model: Any, batch: Batch) -> Tensor:
-    """[sequences, classes] for a flat batch.
-
-    Args:
-        model: a sequence classifier of transformers, of one of `FAMILIES`, with `ATTENTION` set.
-        batch: on the model's device.
-    """
-    family = FAMILIES[model.config.model_type]
-    where = layout(batch.lengths, batch.input_ids.device)
-    positions = where.positions + first_position(model)
-    inputs = {"input_ids": batch.input_ids[None], "position_ids": positions[None]}
-    if batch.token_types is not None:
-        inputs["token_type_ids"] = batch.token_types[None]
-    hidden = model.base_model(**inputs, flat_layout=where, use_cache=False).last_hidden_state
-    read = where.first if family.reads == "first" else where.last
-    return family.head(model, hidden[0].index_select(0, read))

@@ -1,17 +1,17 @@
-"""A job: from a config to a finished run folder."""
+"""A job: from configs to finished run folders."""
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lora_exp import console
-from lora_exp.errors import RunFailed
+from lora_exp.errors import RunFailed, UserError
 from lora_exp.runs.config import Config, with_absolute_paths
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.provenance import provenance
@@ -19,13 +19,58 @@ from lora_exp.runs.signature import group, signature
 from lora_exp.runs.store import folder_of
 
 if TYPE_CHECKING:
-    import torch
-
     from lora_exp.models import Backbone
-    from lora_exp.train.batches import Batch
-    from lora_exp.train.run import Data
+    from lora_exp.train.interruption import Interruption
+    from lora_exp.train.ranks import Ranks
+    from lora_exp.train.run import Data, Run
+    from lora_exp.train.workplace import Workplace
 
 log = logging.getLogger("lora_exp")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which run a config describes."""
+
+    config: Config
+    """With absolute paths."""
+    signature: str
+    group: str
+    """Shared by runs that differ in their seed alone."""
+    folder: RunFolder
+
+
+class Source(Protocol):
+    """Where a worker gets its runs from."""
+
+    def take(self, like: Path | None, number: int) -> list[Path]:
+        """Folders of at most `number` runs to train now: such as can be packed with the run `like`,
+        if that is given. None are left if there are none."""
+        ...
+
+    def ended(self, run: Path, state: str) -> None:
+        """Told of each run that was taken: `done`, `failed`, `preempted`, or `busy` if another
+        process trains it."""
+        ...
+
+
+def identify(config: Config) -> Identity:
+    """Which run this is, and where it lies.
+
+    Raises:
+        UserError: if data, model or start cannot be found.
+    """
+    from lora_exp import init_from, models, tasks
+
+    config = init_from.resolve(with_absolute_paths(config))
+    prints = {
+        "data": tasks.fingerprint(config.task),
+        "backbone": models.fingerprint(config.model),
+        "start": init_from.fingerprint(config.model),
+    }
+    name = signature(config, **prints)
+    folder = folder_of(Path(config.outputs), config, name)
+    return Identity(config, name, group(config, **prints), folder)
 
 
 def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
@@ -45,102 +90,273 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
         RunFailed: if the run ends without a result.
         SystemExit: after a signal, with status 128 + its number; the run is preempted.
     """
-    from lora_exp import init_from, models, tasks
-
-    config = init_from.resolve(with_absolute_paths(config))
-    prints = {
-        "data": tasks.fingerprint(config.task),
-        "backbone": models.fingerprint(config.model),
-        "start": init_from.fingerprint(config.model),
-    }
-    identity, family = signature(config, **prints), group(config, **prints)
-    folder = folder_of(Path(config.outputs), config, identity)
+    run = identify(config)
+    config, folder = run.config, run.folder
     if folder.result is not None and not config.rerun:
         return _done(folder)
     folder.check_writable()
 
+    from lora_exp.train import ranks
+
+    processes = config.train.devices * config.train.nodes
+    if config.train.devices > 1 and config.train.nodes == 1 and ranks.environment() is None:
+        return _with_ranks(config, folder, overrides)
+
     from lora_exp.train.device import choose_device, device_name, reset_peak_memory
+    from lora_exp.train.interruption import Interruption
+    from lora_exp.train.workplace import Workplace
 
-    device = choose_device(config)
+    device = choose_device(config.device)
     reset_peak_memory(device)
-    backbone, data = prepare(config, device)
+    others = ranks.join(device, processes)
+    workplace = Workplace(device)
+    backbone, data = workplace.prepare(config)
     record = provenance(
-        signature=identity, group=family, overrides=overrides, gpu=device_name(device)
+        signature=run.signature, group=run.group, overrides=overrides, gpu=device_name(device)
     )
-    with folder.lock():
-        if folder.result is not None and not config.rerun:
-            return _done(folder)  # by another process, meanwhile
-        if folder.result is not None:
-            log.info("The former result is kept in %s.", console.shown(folder.supersede()))
-        folder.create(config, record)
-        with console.also_to(folder.log):
-            return _train(config, folder, backbone, data, record)
+    with ExitStack() as stack:
+        if others.first:
+            stack.enter_context(folder.lock())
+            if folder.result is not None and not config.rerun:
+                return _done(folder)  # by another process, meanwhile
+            if folder.result is not None:
+                kept = console.shown(folder.supersede())
+                log.info("The former result is kept in %s.", kept)
+            folder.create(config, record)
+            stack.enter_context(console.also_to(folder.log))
+        member = _member(config, folder, workplace, backbone, data, "", others)
+        if others.first:
+            _foretell(member)
+        stop = stack.enter_context(Interruption())
+        _train([member], stop, lambda: [])
+    if member.state == "preempted":
+        assert stop.requested is not None
+        log.info(
+            "%s: the same command goes on from step %d.", stop.requested.name, member.saved_step
+        )
+        raise SystemExit(128 + stop.requested)
+    if member.state == "failed":
+        raise RunFailed(f"{folder.path}: {member.reason}")
+    return folder.result or {}
 
 
-def prepare(config: Config, device: torch.device) -> tuple[Backbone, Data]:
-    """The model with its method on the device, and the tokenised data.
+def predict(config: Config) -> str:
+    """What a run would train, and the memory it would take; nothing is written but cached tokens.
 
     Raises:
-        UserError: if either is not as it should be.
+        UserError: for what the user can mend.
     """
-    import torch
+    from lora_exp.methods import parameter_counts
+    from lora_exp.train import memory
+    from lora_exp.train.device import choose_device
+    from lora_exp.train.run import Run
+    from lora_exp.train.workplace import Workplace
 
-    from lora_exp import init_from, methods, models, tasks
-    from lora_exp.tasks.metrics import choose_metrics
-    from lora_exp.train.batches import encode
-    from lora_exp.train.run import Data
+    found = identify(config)
+    workplace = Workplace(choose_device(config.device))
+    backbone, data = workplace.prepare(found.config)
+    shares = workplace.can_share(config, backbone)
+    run = Run(found.config, found.folder, backbone, data, [], 1, shares=shares)
+    takes = memory.need(run)
+    state = found.folder.status["state"] if found.folder.path.exists() else "new"
+    lines = [
+        f"{found.folder.name}: {state}",
+        table(parameter_counts(backbone, config.method), config.method),
+        f"{run.total_steps:,} updates, {run.steps_per_epoch:,} an epoch",
+        str(takes),
+        f"free: {memory.free(run.device) / 2**20:,.0f} MiB",
+        memory.advice(run, takes),
+        f"runs like this one that train together: {memory.pack_size(run)}" if shares else None,
+    ]
+    return "\n".join(line for line in lines if line)
 
-    examples = tasks.load(config.task)
-    metrics = choose_metrics(config.task.metrics, examples)
-    backbone = models.load(config.model, examples.outputs)
-    longest = min(config.train.max_length, backbone.longest)
-    if longest < config.train.max_length:
-        log.info("train.max_length: the model reads %d tokens at most.", longest)
-    methods.attach(backbone, config)
-    init_from.start(backbone, config)
-    torch.nn.Module.to(backbone.model, device)  # transformers' own wrapper hides the type
-    set_precision(backbone, config.train.precision)
-    data = Data(
-        train=encode(backbone.tokenizer, examples.train, longest),
-        validation={
-            name: encode(backbone.tokenizer, split, longest)
-            for name, split in examples.validation.items()
-        },
-        metrics=metrics,
+
+def _foretell(run: Run) -> None:
+    """Say how much memory the steps of a run will take."""
+    from lora_exp.train import memory
+
+    takes = memory.need(run)
+    run.log.info("%s", takes)
+    if warning := memory.advice(run, takes):
+        run.log.warning("%s", warning)
+
+
+def _with_ranks(config: Config, folder: RunFolder, overrides: list[str]) -> dict[str, Any]:
+    """Train a run with several processes."""
+    from lora_exp.train.ranks import launch
+
+    status = launch(config, overrides)
+    if status == 1:
+        raise RunFailed(f"{folder.path}: {folder.status.get('reason', 'a process of it ended')}")
+    if status:  # told by the first rank
+        raise SystemExit(status if status > 0 else 128 - status)
+    return folder.result or {}
+
+
+def work(source: Source, device: str) -> None:
+    """Take runs until none is left.
+
+    Args:
+        source: of runs whose folders have their configs.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        SystemExit: after a signal, with status 128 + its number; every run is preempted.
+    """
+    from lora_exp.train.device import choose_device
+    from lora_exp.train.interruption import Interruption
+    from lora_exp.train.workplace import Workplace
+
+    workplace = Workplace(choose_device(device))
+    with Interruption() as stop:
+        while not stop.requested and (first := source.take(None, 1)):
+            _Shift(source, workplace, stop).train(first[0])
+    if stop.requested:
+        raise SystemExit(128 + stop.requested)
+
+
+class _Shift:
+    """A pack's time at a workplace: its runs, and those that take their places."""
+
+    def __init__(self, source: Source, workplace: Workplace, stop: Interruption) -> None:
+        self.source, self.workplace, self.stop = source, workplace, stop
+        self._open: dict[Run, ExitStack] = {}
+
+    def train(self, first: Path) -> None:
+        runs = self._enter([first])
+        if not runs:
+            return
+        self.like, self.size = first, 1
+        leader = runs[0]
+        if leader.layers:
+            from lora_exp.train.memory import pack_size
+
+            self.size = pack_size(leader)
+            _foretell(leader)
+        if self.size > 1:
+            runs += self._enter(self.source.take(first, self.size - 1))
+        _train(runs, self.stop, self._more)
+        self._close()
+
+    def _more(self) -> Sequence[Run]:
+        """Runs for the places that are free."""
+        self._close()
+        free = self.size - len(self._open)
+        joining: list[Run] = []
+        while self.size > 1 and free > 0 and not self.stop.requested:
+            taken = self.source.take(self.like, free)
+            if not taken:
+                break
+            joining += self._enter(taken)
+            free = self.size - len(self._open)
+        return joining
+
+    def _enter(self, folders: Sequence[Path]) -> list[Run]:
+        """Make runs ready; one that cannot be is failed, or left to the process that trains it."""
+        entered = []
+        for path in folders:
+            folder, stack = RunFolder(path), ExitStack()
+            try:
+                stack.enter_context(folder.lock())
+            except UserError:
+                self.source.ended(path, "busy")
+                continue
+            if folder.result is not None:
+                stack.close()
+                folder.settle()
+                self.source.ended(path, "done")
+                continue
+            # The beginning of its name by which `logs` and the like find it.
+            name = folder.name[: len(folder.name) - len(folder.signature) + 4]
+            logger = logging.getLogger(f"lora_exp.{folder.signature}")
+            try:
+                stack.enter_context(console.also_to(folder.log, logger))
+                config = folder.config
+                backbone, data = self.workplace.prepare(config)
+                run = _member(config, folder, self.workplace, backbone, data, name, None)
+            except Exception as error:
+                folder.set_status(
+                    "failed", reason=_reason(error), attempt=folder.status.get("attempt", 0) + 1
+                )
+                log.error("%s: %s", name, _reason(error))
+                stack.close()
+                self.source.ended(path, "failed")
+                continue
+            self._open[run] = stack
+            entered.append(run)
+        return entered
+
+    def _close(self) -> None:
+        """See off the runs that have ended."""
+        for run in [run for run in self._open if run.state != "running"]:
+            self._open.pop(run).close()
+            self.source.ended(run.folder.path, run.state)
+
+
+def _member(
+    config: Config,
+    folder: RunFolder,
+    workplace: Workplace,
+    backbone: Backbone,
+    data: Data,
+    name: str,
+    ranks: Ranks | None,
+) -> Run:
+    """A run that is ready for a pack; `name` tells its lines from those of others."""
+    from lora_exp import track
+    from lora_exp.methods import parameter_counts
+    from lora_exp.train.device import device_name
+    from lora_exp.train.run import Run
+
+    before, origin = folder.status, folder.provenance
+    attempt = before.get("attempt", 0) + 1
+    info = track.RunInfo(
+        signature=folder.watched_as,
+        group=origin.get("group", ""),
+        name=folder.name,
+        config=asdict(config),
+        outputs=Path(config.outputs),
     )
-    return backbone, data
+    first = ranks is None or ranks.first
+    run = Run(
+        config=config,
+        folder=folder,
+        backbone=backbone,
+        data=data,
+        sinks=track.sinks(config.tracker, info) if first else [],
+        attempt=attempt,
+        name=name,
+        ranks=ranks,
+        shares=workplace.can_share(config, backbone),
+    )
+    if first:
+        folder.set_status("running", attempt=attempt)
+        if before["state"] == "failed":
+            run.log.info("The last attempt failed: %s", before.get("reason"))
+        run.log.info("%s", console.shown(folder.path))
+        run.log.info("%s", table(parameter_counts(backbone, config.method), config.method))
+    if first and attempt > 1:
+        commit = (origin.get("git") or {}).get("commit", "no commit")
+        gpu = device_name(workplace.device) or "CPU"
+        run.log.info("attempt %d: %s, %s, %s", attempt, platform.node(), gpu, commit)
+    return run
 
 
-def forward_of(backbone: Backbone, precision: str) -> Callable[[Batch], torch.Tensor]:
-    """How batches go through the model: flat where its architecture can, padded elsewhere."""
-    import torch
+def _train(runs: list[Run], stop: Interruption, more: Any) -> None:
+    """Train a pack to its end; each run of it is then done, failed or preempted."""
+    from lora_exp.train.loop import train
+    from lora_exp.train.pack import Pack
 
-    from lora_exp.train import flat, padded
-    from lora_exp.train.device import make_deterministic
-
-    model = backbone.model
-    can_be_flat = model.config.model_type in flat.FAMILIES
-    if can_be_flat:
-        model.set_attn_implementation(flat.ATTENTION)
-    make_deterministic(model.device, strict=can_be_flat)
-    logits = flat.logits if can_be_flat else padded.logits
-
-    def forward(batch: Batch) -> torch.Tensor:
-        lower = precision == "bf16"
-        with torch.autocast(model.device.type, torch.bfloat16) if lower else nullcontext():
-            return logits(model, batch)
-
-    return forward
-
-
-def set_precision(backbone: Backbone, precision: str) -> None:
-    """For bf16, keep frozen matrices in bf16; what is trained, and every vector, stays in fp32."""
-    import torch
-
-    if precision == "bf16":
-        for parameter in backbone.model.parameters():
-            if parameter.ndim > 1 and not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
+    pack = Pack(runs[0].config.train.precision)
+    with console.progress() as bar:
+        try:
+            train(pack, runs, stop, bar, more)
+        except KeyboardInterrupt:
+            for run in pack.members:
+                run.preempt(save=False)
+        except Exception as error:  # in what they share
+            for run in pack.members:
+                run.fail(_reason(error), error)
 
 
 def _done(folder: RunFolder) -> dict[str, Any]:
@@ -151,69 +367,9 @@ def _done(folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def _train(
-    config: Config, folder: RunFolder, backbone: Backbone, data: Data, record: dict[str, Any]
-) -> dict[str, Any]:
-    from lora_exp import track
-    from lora_exp.methods import parameter_counts
-    from lora_exp.train.interruption import Interruption
-    from lora_exp.train.loop import train
-    from lora_exp.train.run import Run
-
-    before = folder.status
-    attempt = before.get("attempt", 0) + 1
-    folder.set_status("running", attempt=attempt)
-    if before["state"] == "failed":
-        log.info("The last attempt failed: %s", before.get("reason"))
-    log.info("%s", console.shown(folder.path))
-    log.info("%s", table(parameter_counts(backbone, config.method), config.method))
-    if attempt > 1:
-        commit = (record["git"] or {}).get("commit", "no commit")
-        log.info("attempt %d: %s, %s, %s", attempt, platform.node(), record["gpu"] or "CPU", commit)
-    info = track.RunInfo(
-        signature=folder.watched_as,
-        group=record["group"],
-        name=folder.name,
-        config=asdict(config),
-        outputs=Path(config.outputs),
-    )
-    sinks = track.sinks(config.tracker, info)
-    run = Run(
-        config=config,
-        folder=folder,
-        backbone=backbone,
-        forward=forward_of(backbone, config.train.precision),
-        data=data,
-        sinks=sinks,
-        attempt=attempt,
-    )
-    with Interruption() as stop:
-        try:
-            train([run], stop)
-        except KeyboardInterrupt:
-            run.preempt(save=False)
-        except Exception as error:
-            run.fail(_reason(error), error)
-    result = folder.result
-    for sink in sinks:
-        sink.finish(run.state, (result or {}).get("metrics", {}))
-    if run.state == "preempted":
-        assert stop.requested is not None
-        log.info("%s: the same command goes on from step %d.", stop.requested.name, run.saved_step)
-        raise SystemExit(128 + stop.requested)
-    if result is None:
-        raise RunFailed(f"{folder.path}: {run.reason}")
-    return result
-
-
 def _reason(error: Exception) -> str:
-    """What went wrong, and what to do where that is known."""
-    import torch
-
-    reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        reason += " Lower train.micro_batch_size; the update keeps its train.batch_size."
-    return reason
+    """What went wrong, as its status tells."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def table(counts: dict[str, int], method: str) -> str:

@@ -2,67 +2,92 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-
-from lora_exp.console import progress
 from lora_exp.train.evaluation import evaluate
 from lora_exp.train.interruption import Interruption
-from lora_exp.train.run import Diverged, Run
+from lora_exp.train.pack import Pack
+from lora_exp.train.run import Run
 
-log = logging.getLogger("lora_exp")
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
-def train(runs: list[Run], stop: Interruption) -> None:
+def train(
+    pack: Pack,
+    runs: Sequence[Run],
+    stop: Interruption,
+    bar: Progress,
+    more: Callable[[], Sequence[Run]],
+) -> None:
     """Train runs to their ends: each is then done, failed or preempted (`run.state`).
 
     Args:
-        runs: they take turns, an update each; each from its newest checkpoint if it has one.
+        pack: empty.
+        runs: to begin with; each goes on from its checkpoint if it has one.
         stop: asks to save and leave.
+        bar: shows where they are.
+        more: called when a run has ended; those that take its place.
     """
-    for run in runs:
-        if run.resume():
-            log.info("%s: going on from step %d", run.folder.name, run.progress.step)
-        run.model.train()
+    tasks: dict[Run, TaskID] = {}
+    pack.join(runs)
+    while pack.members:
+        if pack.members[0].ranks.any(stop.requested is not None):
+            pack.preempt()
+            return
+        evaluate_due(pack, stop, bar)
+        before = len(pack.members)
+        for run in [run for run in pack.members if run.finished and not run.evaluation_due]:
+            with pack.blaming(run):
+                run.finish()
+                pack.leave(run)
+        # An evaluation that a signal broke off is still due.
+        if len(pack.members) == before and not any(run.evaluation_due for run in pack.members):
+            pack.step()
+            if any(run.checkpoint_due for run in pack.members):
+                pack.save()
+        pack.expel()
+        if len(pack.members) < before:
+            pack.join(more())
+        for run in pack.members:
+            run.heartbeat()
+            if run not in tasks:
+                tasks[run] = bar.add_task("training", total=run.total_steps, note="")
+            note = f"epoch {run.epoch:.2f}"
+            bar.update(tasks[run], completed=run.progress.step, note=note)
+        for run in [run for run in tasks if run not in pack.members]:
+            bar.remove_task(tasks.pop(run))
 
-    with progress() as bar:
-        tasks = {run: bar.add_task("training", total=run.total_steps, note="") for run in runs}
-        while live := [run for run in runs if run.state == "running"]:
-            for run in live:
-                try:
-                    if stop.requested:
-                        run.preempt()
-                    elif run.evaluation_due:
-                        run.write_training_metrics()
-                        if (metrics := evaluate(run, stop, bar)) is not None:
-                            best = run.note(metrics)
-                            report(run, metrics, best)
-                            run.save()  # first, so that no adapter is newer than its checkpoint
-                            if best:
-                                run.write_adapter()
-                    elif run.finished:
-                        run.finish()
-                    else:
-                        total = torch.zeros((), device=run.device)
-                        for batch, share in run.micro_batches():
-                            loss = run.loss(run.forward(batch), batch.labels) * share
-                            loss.backward()
-                            total += loss.detach()
-                        run.update(total)
-                        if run.checkpoint_due:
-                            run.save()
-                        run.heartbeat()
-                except Diverged as reason:
-                    run.fail(str(reason))
-                note = f"epoch {run.epoch:.2f}"
-                bar.update(tasks[run], completed=run.progress.step, note=note)
+
+def evaluate_due(pack: Pack, stop: Interruption, bar: Progress) -> None:
+    """Evaluate the members whose turn it is, write checkpoints, and then the best adapters: none is
+    newer than the checkpoint that knows of it."""
+    if not any(run.evaluation_due for run in pack.members):
+        return
+    best = []
+    for run in pack.members:
+        with pack.blaming(run):
+            run.read_losses()  # clocks stand still meanwhile, and nothing diverged is evaluated
+    pack.expel()
+    for run in [run for run in pack.members if run.evaluation_due]:
+        with pack.blaming(run):
+            run.write_training_metrics()
+            if (metrics := evaluate(run, pack.precision, stop, bar)) is not None:
+                if run.note(metrics):
+                    best.append(run)
+                report(run, metrics, run in best)
+    pack.save()
+    for run in best:
+        with pack.blaming(run):
+            run.write_adapter()
+    pack.expel()
 
 
 def report(run: Run, metrics: dict[str, float], best: bool) -> None:
     """A line for people about an evaluation."""
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    log.info(
+    run.log.info(
         "epoch %-6g step %d/%d  %s%s",
         run.epoch,
         run.progress.step,

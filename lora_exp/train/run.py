@@ -1,11 +1,10 @@
-"""One run in the loop: its data, its optimiser, where it stands, and how that is kept."""
+"""One run in a pack: its data, its optimiser, where it stands, and how that is kept."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_exp.lora import lora_layers
 from lora_exp.methods import method, parameter_counts, trained
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
-from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.folder import RunFolder, State
 from lora_exp.train import checkpoint
-from lora_exp.train.batches import Batch, Encoded, epoch_order
+from lora_exp.train.batches import epoch_order
 from lora_exp.train.device import peak_memory
+from lora_exp.train.encoding import Encoded
+from lora_exp.train.forward import Piece
 from lora_exp.train.optimiser import Optimiser
+from lora_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from lora_exp.models import Backbone
@@ -33,8 +36,6 @@ CHECKPOINT_SHARE = 0.05
 HEARTBEAT_SECONDS = 10.0
 LINE_SECONDS = 30.0
 """How often a line about the training loss is written for people."""
-
-log = logging.getLogger("lora_exp")
 
 
 class Diverged(Exception):
@@ -66,6 +67,10 @@ class Progress:
     train_seconds: float = 0.0
     wall_seconds: float = 0.0
     peak_memory: int = 0
+    micro_batch_size: int | None = None
+    """Sequences per forward pass, where memory did not suffice for as many as were asked for."""
+    together: str | None = None
+    """The same in the checkpoints that a pack's runs write at the same moment."""
 
 
 @dataclass
@@ -79,16 +84,18 @@ class Data:
 
 
 class Run:
-    """A member of the loop.
+    """A member of a pack.
 
     Args:
         config: of the run.
         folder: the run's, locked by this process.
         backbone: with the method attached, on its device.
-        forward: batch -> logits [sequences, classes].
         data: tokenised.
         sinks: get each line of metrics.
         attempt: number of the attempt, from 1.
+        name: before its lines for people, if there are lines of other runs.
+        ranks: the processes that train it.
+        shares: the backbone's frozen weights may be used by other runs in the same pass.
     """
 
     def __init__(
@@ -96,15 +103,21 @@ class Run:
         config: Config,
         folder: RunFolder,
         backbone: Backbone,
-        forward: Callable[[Batch], Tensor],
         data: Data,
         sinks: list[Sink],
         attempt: int,
+        name: str = "",
+        ranks: Ranks | None = None,
+        shares: bool = False,
     ) -> None:
-        self.config, self.folder, self.backbone, self.forward = config, folder, backbone, forward
+        self.config, self.folder, self.backbone = config, folder, backbone
         self.data, self.sinks, self.attempt = data, sinks, attempt
+        self.ranks = ranks or Ranks()
         self.model = backbone.model
         self.device = self.model.device
+        self.layers = dict(lora_layers(self.model)) if shares else {}
+        logger = logging.getLogger(f"lora_exp.{folder.signature}")
+        self.log = logging.LoggerAdapter(logger, {"run": name})
         self.state = "running"
         self.reason: str | None = None
         self.saved_step = 0  # that of the newest checkpoint
@@ -114,7 +127,7 @@ class Run:
         self.eval_every = train.eval_every or self.steps_per_epoch
         ratio = config.lora.lr_ratio if config.method == "lora" else 1.0
         self.optimiser = Optimiser(trained(self.model), train, self.total_steps, ratio)
-        self.progress = Progress()
+        self.progress = Progress(micro_batch_size=train.micro_batch_size)
         self._unread: list[Tensor] = []  # losses that are still on the device
         self._norm = torch.zeros(())  # of the last update's gradient
         self._clock: float | None = None  # since when updates are being made
@@ -147,27 +160,33 @@ class Run:
 
     # -- a step --------------------------------------------------------------------------------
 
-    def micro_batches(self) -> Iterator[tuple[Batch, float]]:
-        """The next update's sequences in pieces, each with its share of the batch."""
+    def pieces(self) -> list[tuple[Piece, float]]:
+        """The next update's sequences, as many at a time as a pass may have, and the share of the
+        batch that each piece is."""
         train, step = self.config.train, self.progress.step
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(len(self.data.train), self.config.seed, epoch)
         start = place * train.batch_size
-        chosen = self._order[1][start : start + train.batch_size].tolist()
-        size = train.micro_batch_size or len(chosen)
+        chosen = self._order[1][start : start + train.batch_size]
+        own = chosen[self.ranks.rank :: self.ranks.count].tolist()
+        size = self.progress.micro_batch_size or max(1, len(own))
         if self._clock is None:
             self._clock = time.perf_counter()
-        for number, first in enumerate(range(0, len(chosen), size)):
-            batch = self.data.train.batch(chosen[first : first + size])
-            self.progress.tokens += len(batch.input_ids)
-            self._seed_dropout(step, number)
-            yield batch.to(self.device), len(batch.lengths) / len(chosen)
+        pieces = []
+        for number, first in enumerate(range(0, len(own), size)):
+            batch = self.data.train.batch(own[first : first + size])
+            piece = Piece(
+                self.backbone, batch.to(self.device), self._stream(step, number), self.layers
+            )
+            pieces.append((piece, len(batch.lengths) / len(chosen)))
+        return pieces
 
-    def _seed_dropout(self, step: int, number: int) -> None:
+    def _stream(self, step: int, number: int) -> int:
         """Dropout is a function of seed and step: a resumed run draws what it would have drawn."""
-        seed = np.random.SeedSequence([self.config.seed, step, number])
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        others = [self.ranks.rank] if self.ranks.rank else []
+        seed = np.random.SeedSequence([self.config.seed, step, number, *others])
+        return int(seed.generate_state(1, np.uint64)[0] >> 1)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the sequences: squared error for regression, else cross entropy."""
@@ -175,10 +194,19 @@ class Run:
             return F.mse_loss(logits.float().squeeze(-1), labels)
         return F.cross_entropy(logits.float(), labels)
 
-    def update(self, loss: Tensor) -> None:
-        """Make the update; `loss` is the batch's, detached and possibly still being computed."""
+    def update(self, loss: Tensor, tokens: int) -> None:
+        """Make the update.
+
+        Args:
+            loss: of this rank's share of the batch, detached and possibly still being computed.
+            tokens: that it had.
+        """
+        for buffer in self.optimiser.buffers:
+            assert buffer.grad is not None
+            self.ranks.sum(buffer.grad)
         self._norm = self.optimiser.update(self.progress.step)
-        self._unread.append(loss)
+        self._unread.append(self.ranks.sum(loss))
+        self.progress.tokens += tokens * self.ranks.count
         self.progress.step += 1
         if self.progress.step % self.config.train.log_every == 0:
             self.write_training_metrics()
@@ -219,7 +247,7 @@ class Run:
             if time.monotonic() - self._told >= LINE_SECONDS:
                 self._told = time.monotonic()
                 where = f"epoch {self.epoch:<6g} step {self.progress.step}/{self.total_steps}"
-                log.info("%s  training loss %.4f", where, sum(losses) / len(losses))
+                self.log.info("%s  training loss %.4f", where, sum(losses) / len(losses))
             self.record(
                 split="train",
                 loss=sum(losses) / len(losses),
@@ -230,6 +258,8 @@ class Run:
 
     def record(self, **values: Any) -> None:
         """A line of metrics.jsonl, and to whoever watches."""
+        if not self.ranks.first:
+            return
         line = {"step": self.progress.step, "epoch": self.epoch} | values
         self.folder.append_metrics(line)
         for sink in self.sinks:
@@ -246,6 +276,8 @@ class Run:
 
     def write_adapter(self) -> None:
         """Write what is trained, as it is now."""
+        if not self.ranks.first:
+            return
         self.folder.adapter.mkdir(exist_ok=True)
         for file, content in method(self.config.method).files(self.backbone, self.config).items():
             files.write(self.folder.adapter / file, content)
@@ -254,7 +286,11 @@ class Run:
         """Say in the status that the run is alive, every few seconds."""
         if now or time.monotonic() - self._beat >= HEARTBEAT_SECONDS:
             self._beat = time.monotonic()
-            self.folder.set_status("running", **self._position())
+            self._set_status("running")
+
+    def _set_status(self, state: State, **details: Any) -> None:
+        if self.ranks.first:
+            self.folder.set_status(state, **details, **self._position())
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -262,27 +298,38 @@ class Run:
             "total_steps": self.total_steps,
             "epoch": self.epoch,
             "attempt": self.attempt,
+            "pack": (self.progress.together or "").partition(":")[0] or None,
         }
 
     # -- beginning and end ---------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write a checkpoint."""
+    def save(self, together: str | None = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            together: names the moment, if other runs write theirs as well.
+        """
         self.read_losses()
         began = time.monotonic()
         self.progress.wall_seconds += began - self._begun
         self._begun = began
         self.progress.peak_memory = max(self.progress.peak_memory, peak_memory(self.device))
-        self.progress.metrics_size = self.folder.metrics_size()
-        tensors, state = self.optimiser.state(), asdict(self.progress)
-        checkpoint.save(self.folder.checkpoint, self.progress.step, tensors, state)
+        self.progress.together = together
+        if self.ranks.first:
+            self.progress.metrics_size = self.folder.metrics_size()
+            tensors, state = self.optimiser.state(), asdict(self.progress)
+            checkpoint.save(self.folder.checkpoint, self.progress.step, tensors, state)
         self.saved_step = self.progress.step
         self._saved = time.monotonic()
         self._save_seconds = self._saved - began
 
-    def resume(self) -> bool:
-        """Go on from the newest checkpoint, if there is one; metrics after it are cut off."""
-        found = checkpoint.load(self.folder.checkpoint)
+    def resume(self, together: str | None = None) -> bool:
+        """Go on from a checkpoint, if there is one; metrics after it are cut off.
+
+        Args:
+            together: the moment to go on from; None is that of the newest checkpoint.
+        """
+        found = checkpoint.load(self.folder.checkpoint, together)
         if found is not None:
             tensors, state = found
             self.optimiser.load(tensors)
@@ -290,7 +337,8 @@ class Run:
             self.saved_step = self.progress.step
             if self.progress.best is not None and self.progress.best["step"] == self.saved_step:
                 self.write_adapter()  # the process may have been killed before it could
-        self.folder.cut_metrics(self.progress.metrics_size)
+        if self.ranks.first:
+            self.folder.cut_metrics(self.progress.metrics_size)
         self.heartbeat(now=True)
         return found is not None
 
@@ -314,20 +362,27 @@ class Run:
             "tokens_per_second": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
             "peak_memory_bytes": max(progress.peak_memory, peak_memory(self.device)),
         }
-        self.folder.finish(result, **self._position())
-        self.state = "done"
+        if self.ranks.first:
+            self.folder.finish(result, **self._position())
+        self._end("done", result["metrics"])
         return result
 
     def preempt(self, *, save: bool = True) -> None:
         """Leave: the same command goes on from here or, unless it is saved, from the checkpoint."""
         if save:
             self.save()
-        self.state = "preempted"
-        self.folder.set_status("preempted", **self._position())
+        self._set_status("preempted")
+        self._end("preempted", {})
 
     def fail(self, reason: str, error: Exception | None = None) -> None:
         """Give up; everything written so far stays."""
-        self.state, self.reason = "failed", reason
-        log.error("failed: %s", reason, exc_info=error)
+        self.reason = reason
+        self.log.error("failed: %s", reason, exc_info=error)
         with suppress(OSError):  # a full disk may be the reason
-            self.folder.set_status("failed", reason=reason, **self._position())
+            self._set_status("failed", reason=reason)
+        self._end("failed", {})
+
+    def _end(self, state: State, summary: dict[str, float]) -> None:
+        self.state = state
+        for sink in self.sinks:
+            sink.finish(state, summary)

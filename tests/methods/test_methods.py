@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from passes import logits_of
 from safetensors.torch import load_file
 from tiny import save
 from transformers import (
@@ -23,7 +24,6 @@ from lora_exp.errors import UserError
 from lora_exp.models import Backbone
 from lora_exp.runs.config import Config, ModelConfig, PlacementConfig
 from lora_exp.train.batches import Batch
-from lora_exp.train.job import forward_of
 
 ROBERTA: dict[str, Any] = {
     "vocab_size": 50265,
@@ -148,7 +148,7 @@ def check_with_peft(architecture: str, tmp_path: Path, **lora: Any) -> None:
     types = torch.zeros_like(ids) if architecture in ("bert", "deberta-v2") else None
     batch = Batch(ids, types, lengths, torch.zeros(3, dtype=torch.int64))
     backbone.model.eval()
-    ours = forward_of(backbone, "fp32")(batch)
+    ours = logits_of(backbone, batch)
 
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     base.config.pad_token_id = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from model_folders import (
     one_batch,
     same_backbone,
 )
+from passes import logits_of
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,7 +31,6 @@ from lora_exp import methods, models
 from lora_exp.errors import UserError
 from lora_exp.models import Backbone
 from lora_exp.runs.config import Config, ModelConfig
-from lora_exp.train import job
 from lora_exp.train.batches import Batch
 
 # -- what is loaded ------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def test_a_missing_pooler_is_a_new_part_of_the_head(folder: Path, tmp_path: Path
     theirs = PeftModel.from_pretrained(base, str(written)).eval()
     batch = one_batch()
     backbone.model.eval()
-    ours = job.forward_of(backbone, "fp32")(batch)
+    ours = logits_of(backbone, batch)
     for row, sequence in zip(ours, batch.input_ids.split(batch.lengths), strict=True):
         torch.testing.assert_close(theirs(input_ids=sequence[None]).logits[0], row)
 
@@ -324,7 +325,7 @@ def test_the_longest_sequence_and_no_longer(
 ) -> None:
     backbone = load(tiny_models.save(tmp_path, architecture, **changes))
     assert backbone.longest == positions
-    forward = job.forward_of(backbone, "fp32")
+    forward = partial(logits_of, backbone)
 
     def sequence(length: int) -> Batch:
         return Batch(torch.full((length,), 5), None, [length], torch.zeros(1, dtype=torch.int64))
@@ -347,5 +348,5 @@ def test_positions_start_behind_the_padding_of_the_model_not_of_the_tokenizer(
         backbone.model(input_ids=row[None]).logits[0]
         for row in batch.input_ids.split(batch.lengths)
     ]
-    ours = job.forward_of(backbone, "fp32")(batch)
+    ours = logits_of(backbone, batch)
     torch.testing.assert_close(ours, torch.stack(plain))

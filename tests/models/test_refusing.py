@@ -193,7 +193,7 @@ def refused_at_the_door(folder: Path, tmp_path: Path, message: str) -> None:
     assert message in ended.output
     assert "Traceback" not in ended.output
     assert ended.status == 2
-    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "outputs" / "runs").exists()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

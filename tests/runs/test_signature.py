@@ -59,6 +59,7 @@ DECIDING: dict[str, Any] = {
 UNDECIDING: dict[str, Any] = {
     "device": "cpu",
     "outputs": "elsewhere",
+    "pack__size": 1,
     "rerun": True,
     "tracker__name": "wandb",
     "tracker__tags": ["x"],
@@ -119,7 +120,7 @@ def test_a_field_added_later_leaves_signatures_as_they_were() -> None:
 def test_every_key_that_does_not_count_exists() -> None:
     from lora_exp.explain import keys
 
-    known = set(keys()) | {"tracker", "lora"}
+    known = set(keys()) | {"tracker", "lora", "pack"}
     assert known >= module.UNDECIDING
 
 

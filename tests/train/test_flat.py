@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes import logits_of
 from tiny import save
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
@@ -17,7 +18,6 @@ from lora_exp.models import Backbone
 from lora_exp.runs.config import ModelConfig
 from lora_exp.train import flat
 from lora_exp.train.batches import Batch
-from lora_exp.train.job import forward_of
 
 LENGTHS = [5, 17, 9, 3, 16, 30, 5, 1]
 
@@ -57,13 +57,16 @@ def ours(folder: Path) -> Backbone:
     return backbone
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "deberta-v2"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["bert", "roberta", "gpt2", "deberta-v2", "llama", "mistral", "qwen2", "qwen3", "phi3"],
+)
 def test_a_batch_equals_its_sequences_alone(architecture: str, tmp_path: Path) -> None:
     folder = save(tmp_path, architecture)
     given = batch(LENGTHS, types=architecture in ("bert", "deberta-v2"))
     expected = one_by_one(folder, given)
     backbone = ours(folder)
-    torch.testing.assert_close(forward_of(backbone, "fp32")(given), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(backbone, given), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])
@@ -76,7 +79,7 @@ def test_gradients_equal_those_of_a_padded_batch(architecture: str, tmp_path: Pa
     for kind in ("padded", "flat"):
         backbone = ours(folder)
         if kind == "flat":
-            logits = forward_of(backbone, "fp32")(given)
+            logits = logits_of(backbone, given)
         else:
             logits = padded.logits(backbone.model, given)
         F.cross_entropy(logits, given.labels).backward()
@@ -86,27 +89,43 @@ def test_gradients_equal_those_of_a_padded_batch(architecture: str, tmp_path: Pa
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20))
-def test_a_layout_holds_every_token_once(lengths: list[int]) -> None:
-    where = flat.layout(lengths, "cpu")
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20),
+    cut=st.integers(0, 20),
+    apart=st.booleans(),
+)
+def test_a_layout_holds_every_token_once(lengths: list[int], cut: int, apart: bool) -> None:
+    cut = min(cut, len(lengths))
+    where = flat.Layout(lengths, "cpu", [cut, len(lengths) - cut] if apart else None)
     tokens = sum(lengths)
-    assert torch.equal(where.slots[where.tokens], torch.arange(tokens))
-    real = torch.ones(len(where.slots), dtype=torch.bool)
-    if where.real is not None:
-        real = where.real.flatten()
+    assert torch.equal(where.arranged.slots[where.arranged.tokens], torch.arange(tokens))
+    real = torch.ones(len(where.arranged.slots), dtype=torch.bool)
+    if where.arranged.real is not None:
+        real = where.arranged.real.flatten()
     assert int(real.sum()) == tokens
-    assert sum(group.sequences for group in where.groups) == len(lengths)
     assert where.positions[where.first].tolist() == [0] * len(lengths)
     assert (where.positions[where.last] + 1).tolist() == lengths
-    for group in where.groups:
-        width = group.sequences * group.length
-        assert int(real[group.start : group.start + width].sum()) >= flat.SHORTEST * width
+    assert where.arranged.order[where.arranged.back].tolist() == list(range(len(lengths)))
+    covered = 0
+    for group in where.arranged.groups:
+        members = where.arranged.order[group.sequences]
+        assert group.sequences.start == covered
+        covered += len(members)
+        span = real[group.slots].view(len(members), group.length)
+        assert span.sum(1).tolist() == [lengths[i] for i in members]
+        assert int(span.sum()) >= flat.SHORTEST * span.numel()
+        if apart:
+            assert all((int(i) >= cut) == (group.run == 1) for i in members)
+        rows = where.arranged.slots[group.slots].view(len(members), group.length)
+        assert (rows >= where.first[members][:, None]).all()
+        assert (rows <= where.last[members][:, None]).all()
+    assert covered == len(lengths)
 
 
 def test_bf16_keeps_what_is_trained_in_fp32_and_stays_close(tmp_path: Path) -> None:
     from lora_exp import methods
     from lora_exp.runs.config import Config
-    from lora_exp.train.job import set_precision
+    from lora_exp.train.workplace import set_precision
 
     folder = save(tmp_path, "bert")
     given = batch(LENGTHS, types=True)
@@ -116,7 +135,7 @@ def test_bf16_keeps_what_is_trained_in_fp32_and_stays_close(tmp_path: Path) -> N
         methods.attach(backbone, Config(model=ModelConfig(str(folder))))
         torch.nn.init.normal_(backbone.model.classifier.weight)  # type: ignore[union-attr]
         set_precision(backbone, precision)
-        logits = forward_of(backbone, precision)(given).float()
+        logits = logits_of(backbone, given, precision).float()
         F.cross_entropy(logits, given.labels).backward()
         outputs.append(logits.detach())
     kinds = {(p.dtype, p.requires_grad, p.ndim > 1) for p in backbone.model.parameters()}
@@ -124,3 +143,44 @@ def test_bf16_keeps_what_is_trained_in_fp32_and_stays_close(tmp_path: Path) -> N
     assert all(dtype == torch.float32 for dtype, trained, _ in kinds if trained)
     torch.testing.assert_close(outputs[0], outputs[1], atol=0.1, rtol=0.1)
     assert not torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("one_each", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_kernel_of_gpus_is_asked_for_the_same(
+    causal: bool, one_each: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arguments, by its documentation, mean what the groups compute."""
+    from torch import nn
+    from torch.nn.attention import varlen
+
+    def by_hand(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert ends_q.dtype == ends_k.dtype == torch.int32
+        assert window_size in ((-1, -1), (-1, 0))
+        outputs = []
+        for i in range(len(ends_q) - 1):
+            queries, span = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
+            assert queries.stop - queries.start <= max_q
+            assert span.stop - span.start <= max_k
+            heads = [x.transpose(0, 1) for x in (q[queries], k[span], v[span])]
+            result = F.scaled_dot_product_attention(
+                *heads, is_causal=window_size == (-1, 0), scale=scale, enable_gqa=enable_gqa
+            )
+            outputs.append(result.transpose(0, 1))
+        return torch.cat(outputs)
+
+    monkeypatch.setattr(varlen, "varlen_attn", by_hand)
+    where = flat.Layout(LENGTHS, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    heads = {"query": 4, "key": 2, "value": 2}
+    query, key, value = (
+        torch.randn(1, number, sum(LENGTHS), 8, generator=generator) for number in heads.values()
+    )
+    if one_each:
+        query = query.index_select(2, where.last)
+    module = nn.Module()
+    module.is_causal = causal  # type: ignore[assignment]
+    expected, _ = flat.attention(module, query, key, value, None, flat_layout=where, scaling=0.3)
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    found = flat._any_length(*rows, where, causal and not one_each, one_each, 0.3)
+    torch.testing.assert_close(found, expected)

@@ -226,16 +226,16 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(
     tiny: Path, tmp_path: Path
 ) -> None:
     def other_process_is_faster() -> None:
-        from lora_exp.train import job
+        from lora_exp.train.workplace import Workplace
 
-        original = job.prepare
+        original = Workplace.prepare
 
         def prepare(*arguments: Any) -> Any:
-            job.prepare = original
+            Workplace.prepare = original  # type: ignore[method-assign]
             assert forked.run(*short(tiny, tmp_path)).status == 0
             return original(*arguments)
 
-        job.prepare = prepare
+        Workplace.prepare = prepare  # type: ignore[method-assign]
 
     slower = forked.run(*short(tiny, tmp_path), before=other_process_is_faster)
     assert slower.status == 0, slower.output
@@ -277,6 +277,7 @@ def test_a_run_is_known_by_its_signature_whatever_its_folder_or_model_is_called(
 def test_points_of_a_sweep_do_not_stop_each_other(tiny: Path, tmp_path: Path) -> None:
     ended = forked.run(
         "-m",
+        "hydra/launcher=basic",
         f"model.name_or_path={tmp_path / 'nowhere'},{tiny}",
         "seed=1,2",
         f"outputs={tmp_path}",
@@ -288,6 +289,7 @@ def test_points_of_a_sweep_do_not_stop_each_other(tiny: Path, tmp_path: Path) ->
 
     ended = forked.run(
         "-m",
+        "hydra/launcher=basic",
         "train.lr=1e-3,1e30",
         f"model.name_or_path={tiny}",
         f"outputs={tmp_path / 'other'}",
@@ -328,10 +330,15 @@ def test_gpt2_sees_where_the_second_text_begins(tmp_path: Path) -> None:
     from lora_exp.models import load
     from lora_exp.runs.config import ModelConfig
     from lora_exp.tasks import Examples
-    from lora_exp.train.batches import encode
+    from lora_exp.train.encoding import encode
 
     tokenizer: Any = load(ModelConfig(str(save(tmp_path, "gpt2"))), 2).tokenizer
     tokenizer.backend_tokenizer.post_processor = None  # as GPT-2's: nothing is added
     tokenizer.eos_token = "[SEP]"
     encoded = encode(tokenizer, Examples([("the doctor", "waits")], [0]), 30)
-    assert tokenizer.convert_ids_to_tokens(encoded.ids[0]) == ["the", "doctor", "[SEP]", "waits"]
+    assert tokenizer.convert_ids_to_tokens(encoded.ids.tolist()) == [
+        "the",
+        "doctor",
+        "[SEP]",
+        "waits",
+    ]

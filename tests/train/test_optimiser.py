@@ -33,7 +33,8 @@ def test_biases_and_norms_do_not_decay() -> None:
     net, ours = optimiser(weight_decay=0.5)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for parameter in net.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        parameter.grad.zero_()
     ours.update(0)
     changed = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"0.weight"}
@@ -49,6 +50,7 @@ def test_clipping(limit: float, expected: float) -> None:
         original(),
     )
     for parameter in net.parameters():
-        parameter.grad = torch.full_like(parameter, (36 / 18) ** 0.5)  # 18 numbers, norm 6
+        assert parameter.grad is not None
+        parameter.grad.fill_((36 / 18) ** 0.5)  # 18 numbers, norm 6
     assert float(ours.update(3)) == pytest.approx(6.0)
     assert float(norms[0]) == pytest.approx(expected, rel=1e-4)

@@ -66,17 +66,19 @@ def test_losses_equal_those_of_peft_and_trainer(regression: bool, table: Path, t
 
 
 def losses_of_lora_exp(config: Config) -> list[float]:
+    from lora_exp.console import progress
     from lora_exp.runs.folder import RunFolder
-    from lora_exp.train.job import forward_of, prepare
     from lora_exp.train.loop import train
+    from lora_exp.train.pack import Pack
     from lora_exp.train.run import Run
+    from lora_exp.train.workplace import Workplace
 
-    backbone, data = prepare(config, torch.device("cpu"))
+    backbone, data = Workplace(torch.device("cpu")).prepare(config)
     folder = RunFolder(Path(config.outputs) / "run")
     folder.create(config, {})
-    train(
-        [Run(config, folder, backbone, forward_of(backbone, "fp32"), data, [], 1)], Interruption()
-    )
+    run = Run(config, folder, backbone, data, [], 1, shares=True)
+    with progress() as bar:
+        train(Pack("fp32"), [run], Interruption(), bar, lambda: [])
     return [line["loss"] for line in folder.metrics() if line["split"] == "train"]
 
 

@@ -222,7 +222,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
     tiny: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     def send_in_evaluation() -> None:
-        from lora_exp.train.batches import Encoded
+        from lora_exp.train.encoding import Encoded
 
         original = Encoded.by_length
 

@@ -1,0 +1,101 @@
+"""Dropout that is a function of a run's seed, its step and the place in the model, and of nothing
+else: not of what is trained beside it, of what was drawn before, or of how often it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+
+class Draws:
+    """Which units are dropped in one pass through the model.
+
+    Args:
+        streams: a number for each run in the pass, made of its seed and step (below 2^63).
+        spans: where the rows of each run lie, by how many rows a tensor has (its last dimension but
+            one); None where all rows are the only run's.
+    """
+
+    def __init__(
+        self, streams: Sequence[int], spans: Mapping[int, Sequence[slice]] | None = None
+    ) -> None:
+        self.streams, self.spans = streams, spans
+
+    def only(self, number: int) -> Draws:
+        """Those of one run, for its own head."""
+        return Draws([self.streams[number]])
+
+    def seed(self, number: int, place: int) -> None:
+        """Let torch's random numbers be those of a run at a place in the model."""
+        torch.manual_seed((self.streams[number] + place * 0x9E3779B97F4A7C15) % 2**63)
+
+    def mask(self, number: int, place: int, like: Tensor, probability: float) -> Tensor:
+        """0 or 1 / (1 - probability) for each unit of a run's tensor."""
+        mask = torch.empty_like(like, memory_format=torch.contiguous_format)
+        self._draw(number, place, mask, probability)
+        return mask.div_(1 - probability)
+
+    def masks(self, place: int, like: Tensor, probability: float) -> Tensor:
+        """The same for a tensor with the rows of every run."""
+        if self.spans is None:
+            return self.mask(0, place, like, probability)
+        mask = torch.empty_like(like, memory_format=torch.contiguous_format)
+        rows = mask.view(-1, mask.shape[-1])
+        for number, span in enumerate(self.spans[len(rows)]):
+            self._draw(number, place, rows[span], probability)
+        return mask.div_(1 - probability)
+
+    def _draw(self, number: int, place: int, into: Tensor, probability: float) -> None:
+        self.seed(number, place)
+        into.bernoulli_(1 - probability)
+
+
+_current: Draws | None = None
+
+
+@contextmanager
+def drawing(draws: Draws) -> Iterator[Draws]:
+    """Within this context, dropout draws these."""
+    global _current  # backward passes on a GPU, in a thread of their own, see it as well
+    outer, _current = _current, draws
+    try:
+        yield draws
+    finally:
+        _current = outer
+
+
+def current() -> Draws:
+    """What dropout draws at present."""
+    assert _current is not None, "outside of a pass"
+    return _current
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` that draws from the current `Draws`."""
+
+    dropout_place = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input, in training with some units dropped."""
+        if not self.training or self.p == 0:
+            return input
+        return input * current().masks(self.dropout_place, input, self.p)
+
+
+def place_of(name: str) -> int:
+    """The number of a place in the model, by its name."""
+    return crc32(name.encode())
+
+
+def give_places(model: nn.Module) -> None:
+    """Put `Dropout` in the place of every `nn.Dropout`, and tell each module its place."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            parent, _, last = name.rpartition(".")
+            module = Dropout(module.p).train(module.training)
+            setattr(model.get_submodule(parent), last, module)
+        module.dropout_place = place_of(name)  # pyright: ignore[reportArgumentType]

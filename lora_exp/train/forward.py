@@ -1,0 +1,106 @@
+"""Through the model: the sequences of one run or of several, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from lora_exp import lora
+from lora_exp.models import Backbone, first_position
+from lora_exp.train import padded
+from lora_exp.train.batches import Batch
+from lora_exp.train.dropout import Draws, drawing, place_of
+from lora_exp.train.families import family_of
+from lora_exp.train.flat import Layout
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one run has in a pass."""
+
+    backbone: Backbone
+    """Its own adapter and head around the frozen weights that all in the pass share."""
+    batch: Batch
+    """On the backbone's device."""
+    stream: int = 0
+    """Of random numbers for dropout."""
+    layers: dict[str, lora.LoraLayer] = field(default_factory=dict)
+    """Those with LoRA, by name; none where the run is alone and its layers see to themselves."""
+
+
+@contextmanager
+def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
+    """Logits [sequences, classes] of each piece.
+
+    The backward pass belongs in the context as well: gradient checkpointing computes forward again.
+
+    Args:
+        pieces: one, or several with layers of the same names.
+        precision: `fp32` or `bf16`.
+    """
+    model = pieces[0].backbone.model
+    lower = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+    torch.manual_seed(pieces[0].stream)  # for what a lone run's layers draw themselves
+    if family_of(model.config) is None:
+        (piece,) = pieces
+        with lower:
+            logits = padded.logits(model, piece.batch)
+        yield [logits]
+        return
+    batches = [piece.batch for piece in pieces]
+    sequences, tokens = ([len(b.lengths) for b in batches], [len(b.input_ids) for b in batches])
+    spans = {sum(sizes): _spans(sizes) for sizes in (sequences, tokens)}
+    draws = Draws([piece.stream for piece in pieces], spans)
+    with ExitStack() as stack:
+        stack.enter_context(drawing(draws))
+        if pieces[0].layers:
+            stack.enter_context(lora.packed([p.layers for p in pieces], spans, _lora_mask(draws)))
+        with lower:
+            logits = _flat(pieces, sequences, draws)
+        yield logits
+
+
+def _flat(pieces: Sequence[Piece], sequences: Sequence[int], draws: Draws) -> list[Tensor]:
+    model, batches = pieces[0].backbone.model, [piece.batch for piece in pieces]
+    family = family_of(model.config)
+    assert family is not None
+    lengths = [length for batch in batches for length in batch.lengths]
+    ids = torch.cat([batch.input_ids for batch in batches])
+    apart = sequences if model.training and _drops_attention(model) else None
+    where = Layout(lengths, ids.device, apart)
+    inputs = {
+        "input_ids": ids[None],
+        "position_ids": (where.positions + first_position(model))[None],
+    }
+    types = [batch.token_types for batch in batches if batch.token_types is not None]
+    if types:
+        inputs["token_type_ids"] = torch.cat(types)[None]
+    hidden = model.base_model(**inputs, flat_layout=where, use_cache=False).last_hidden_state[0]
+    rows = hidden if len(hidden) == len(lengths) else hidden.index_select(0, family.read(where))
+    logits = []
+    for number, (piece, own) in enumerate(zip(pieces, rows.split(list(sequences)), strict=True)):
+        with drawing(draws.only(number)):
+            logits.append(family.head(piece.backbone.model, own))
+    return logits
+
+
+def _drops_attention(model: torch.nn.Module) -> bool:
+    config = model.config
+    names = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
+    return any(getattr(config, name, 0.0) for name in names)
+
+
+def _spans(sizes: Sequence[int]) -> list[slice]:
+    return [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+
+
+def _lora_mask(draws: Draws) -> Callable[[str, int, Tensor, float], Tensor]:
+    def mask(name: str, number: int, like: Tensor, probability: float) -> Tensor:
+        return draws.mask(number, place_of(f"{name}.lora_dropout"), like, probability)
+
+    return mask

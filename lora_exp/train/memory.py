@@ -1,0 +1,131 @@
+"""How much memory a step takes, before it is taken."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_exp.train.batches import epoch_order
+from lora_exp.train.forward import Piece, forward
+from lora_exp.train.run import Run
+
+TOKENS = {"cpu": 512, "cuda": 65536}
+"""Tokens of a step from which more of them make it no faster, per token, by type of device."""
+SHARE = 0.8
+"""Of the memory that is free, what a pack may take."""
+MOST = 64
+"""Runs in a pack."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that training a run takes."""
+
+    backbone: int
+    """What the runs of a pack share: the pre-trained weights that none of them changes."""
+    trained: int
+    """Parameters that are trained, their gradients and moments."""
+    activations: int
+    """Kept between forward and backward, in the largest pass of the first epoch."""
+    tokens: int
+    """Of that pass."""
+
+    @property
+    def own(self) -> int:
+        """What each further run of a pack adds."""
+        return self.trained + self.activations
+
+    def __str__(self) -> str:
+        parts = (self.backbone, self.trained, self.activations)
+        backbone, trained, activations = (f"{part / 2**20:,.0f} MiB" for part in parts)
+        return (
+            f"memory of a step: backbone {backbone}, what is trained {trained}, "
+            f"activations {activations} ({self.tokens:,} tokens)"
+        )
+
+
+def need(run: Run) -> Need:
+    """What a run will take, from a forward pass of its two longest sequences."""
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    frozen = [p for p in run.model.parameters() if not p.requires_grad]
+    lengths = run.data.train.lengths
+    longest = np.argsort(-lengths, kind="stable")[:2].tolist()
+    batch = run.data.train.batch(longest)
+    kept = _kept(run, Piece(run.backbone, batch.to(run.device), 0, run.layers))
+    tokens = _largest_pass(run, lengths)
+    return Need(
+        backbone=sum(p.nbytes for p in frozen),
+        trained=sum(4 * p.nbytes for p in trained),
+        activations=kept * tokens // len(batch.input_ids),
+        tokens=tokens,
+    )
+
+
+def _kept(run: Run, piece: Piece) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
+    found: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        forward([piece], run.config.train.precision) as (logits,),
+    ):
+        run.loss(logits, piece.batch.labels)
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def _largest_pass(run: Run, lengths: np.ndarray) -> int:
+    train = run.config.train
+    order = epoch_order(len(lengths), run.config.seed, 0)
+    size = run.progress.micro_batch_size or train.batch_size
+    size = max(1, min(size, train.batch_size // run.ranks.count))
+    return int(np.add.reduceat(lengths[order], np.arange(0, len(order), size)).max())
+
+
+def pack_size(run: Run) -> int:
+    """How many runs such as this one to train together: as many as fit, until passes are large
+    enough to keep the device busy."""
+    most = run.config.pack.size or MOST
+    if most == 1:
+        return 1
+    takes = need(run)
+    workers = 1 if run.device.type == "cuda" else os.cpu_count() or 1
+    fit = int(SHARE * free(run.device) / workers) // takes.own
+    per_step = run.config.train.batch_size * float(run.data.train.lengths.mean())
+    busy = -(-TOKENS[run.device.type] // int(per_step))
+    return max(1, min(most, fit, busy if run.config.pack.size is None else most))
+
+
+def free(device: torch.device) -> int:
+    """Bytes that processes may still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def advice(run: Run, takes: Need) -> str | None:
+    """What to change if a run will hardly fit."""
+    left = free(run.device) - takes.trained
+    if takes.activations <= left:
+        return None
+    size = run.progress.micro_batch_size or run.config.train.batch_size
+    fits = max(1, int(size * left / takes.activations))
+    return (
+        f"That is more than the {left / 2**20:,.0f} MiB that are free. "
+        f"train.micro_batch_size={fits} should fit, or train.gradient_checkpointing=true."
+    )

@@ -1,0 +1,137 @@
+"""A device and what was loaded for it, kept warm from run to run: backbones and tokenised data."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lora_exp import init_from, methods, models, tasks
+from lora_exp.methods import shares_backbone
+from lora_exp.models import Backbone
+from lora_exp.runs.config import Config, ModelConfig, TaskConfig
+from lora_exp.tasks import TaskData
+from lora_exp.tasks.metrics import choose_metrics
+from lora_exp.train.device import make_deterministic
+from lora_exp.train.encoding import Encoded, encode
+from lora_exp.train.families import family_of, make_flat
+from lora_exp.train.run import Data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("lora_exp")
+
+
+class Workplace:
+    """Makes runs ready for a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._examples: dict[str, TaskData] = {}
+        self._encoded: dict[str, dict[str, Encoded]] = {}
+        self._backbones: dict[str, dict[int, Backbone]] = {}
+
+    def prepare(self, config: Config) -> tuple[Backbone, Data]:
+        """The model with its method on the device, and the tokenised data.
+
+        Raises:
+            UserError: if either is not as it should be.
+        """
+        examples = self._load_examples(config.task)
+        metrics = choose_metrics(config.task.metrics, examples)
+        # The tokenizer works in native code, so the weights can be read meanwhile.
+        with ThreadPoolExecutor(1) as background:
+            limit = min(config.train.max_length, self._tokenizer(config.model).model_max_length)
+            encoding = background.submit(self._encode, config, examples, limit)
+            backbone = self._backbone(config, examples.outputs)
+        splits = encoding.result()
+        longest = min(config.train.max_length, backbone.longest)
+        if longest < config.train.max_length:
+            log.info("train.max_length: the model reads %d tokens at most.", longest)
+            splits = self._encode(config, examples, longest)
+        methods.attach(backbone, config)
+        init_from.start(backbone, config)
+        nn.Module.to(backbone.model, self.device)  # transformers' own wrapper hides the type
+        set_precision(backbone, config.train.precision)
+        if config.train.gradient_checkpointing:
+            backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        train, *validation = splits.items()
+        return backbone, Data(train[1], dict(validation), metrics)
+
+    def can_share(self, config: Config, backbone: Backbone) -> bool:
+        """Whether other runs can be in a pass with this one."""
+        return shares_backbone(config) and family_of(backbone.model.config) is not None
+
+    def _load_examples(self, task: TaskConfig) -> TaskData:
+        key = f"{task} {tasks.fingerprint(task)}"
+        if key not in self._examples:
+            self._examples[key] = tasks.load(task)
+        return self._examples[key]
+
+    def _tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+        key = _which(model)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = models.load_tokenizer(model)
+        return self._tokenizers[key]
+
+    def _encode(self, config: Config, examples: TaskData, longest: int) -> dict[str, Encoded]:
+        """Every split, that of training first."""
+        key = f"{_which(config.model)} {config.task} {tasks.fingerprint(config.task)} {longest}"
+        if key not in self._encoded:
+            cache = Path(config.outputs) / "cache" / "tokens"
+            tokenizer = self._tokenizer(config.model)
+            splits = {"train": examples.train} | examples.validation
+            self._encoded[key] = {
+                name: encode(tokenizer, split, longest, cache) for name, split in splits.items()
+            }
+        return self._encoded[key]
+
+    def _backbone(self, config: Config, outputs: int) -> Backbone:
+        """A model without method: its own, or one around weights that it shares."""
+        model = config.model
+        if not shares_backbone(config):
+            return loaded(model, outputs, self._tokenizer(model))
+        key = f"{_which(model)} {config.train.precision} {config.train.gradient_checkpointing}"
+        known = self._backbones.setdefault(key, {})
+        if outputs not in known:
+            backbone = loaded(model, outputs, self._tokenizer(model))
+            if known:
+                models.share(backbone, next(iter(known.values())))
+            else:
+                nn.Module.to(backbone.model, self.device)
+            known[outputs] = backbone
+        return models.sharing(known[outputs])
+
+
+def loaded(
+    model: ModelConfig, outputs: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Backbone:
+    """A pre-trained model that takes the batches of this package.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    backbone = models.load(model, outputs, tokenizer)
+    make_flat(backbone.model)
+    return backbone
+
+
+def set_precision(backbone: Backbone, precision: str) -> None:
+    """For bf16, keep frozen matrices in bf16; what is trained, and every vector, stays in fp32."""
+    flat = family_of(backbone.model.config) is not None
+    make_deterministic(backbone.model.device, strict=flat)
+    if precision == "bf16":
+        for parameter in backbone.model.parameters():
+            if parameter.ndim > 1 and not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _which(model: ModelConfig) -> str:
+    return f"{replace(model, init_from=None)} {models.fingerprint(model)}"
