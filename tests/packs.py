@@ -18,6 +18,7 @@ from lora_exp.runs.config import (
 )
 from lora_exp.runs.folder import RunFolder
 from lora_exp.train import job
+from lora_exp.train.work import work
 
 
 def recipe(model: Path | str, outputs: Path, **changes: Any) -> Config:
@@ -79,7 +80,7 @@ def train(configs: list[Config], size: int) -> dict[Path, str]:
     """Train them in this process; how each ended."""
     paths = queue(configs, size)
     source = Listed(paths)
-    job.work(source, "cpu")
+    work(source, "cpu")
     return {path: source.states[path] for path in paths}
 
 

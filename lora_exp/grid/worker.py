@@ -45,7 +45,7 @@ def main(connection: Connection, device: Device) -> None:
     console.set_up(alone=False)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
-    from lora_exp.train.job import work
+    from lora_exp.train.work import work
 
     work(Remote(connection), device.kind)
 

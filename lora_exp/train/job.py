@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
@@ -38,20 +38,6 @@ class Identity:
     group: str
     """Shared by runs that differ in their seed alone."""
     folder: RunFolder
-
-
-class Source(Protocol):
-    """Where a worker gets its runs from."""
-
-    def take(self, like: Path | None, number: int) -> list[Path]:
-        """Folders of at most `number` runs to train now: such as can be packed with the run `like`,
-        if that is given. None are left if there are none."""
-        ...
-
-    def ended(self, run: Path, state: str) -> None:
-        """Told of each run that was taken: `done`, `failed`, `preempted`, or `busy` if another
-        process trains it."""
-        ...
 
 
 def identify(config: Config) -> Identity:
@@ -90,8 +76,8 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
         RunFailed: if the run ends without a result.
         SystemExit: after a signal, with status 128 + its number; the run is preempted.
     """
-    run = identify(config)
-    config, folder = run.config, run.folder
+    found = identify(config)
+    config, folder = found.config, found.folder
     if folder.result is not None and not config.rerun:
         return _done(folder)
     folder.check_writable()
@@ -112,7 +98,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     workplace = Workplace(device)
     backbone, data = workplace.prepare(config)
     record = provenance(
-        signature=run.signature, group=run.group, overrides=overrides, gpu=device_name(device)
+        signature=found.signature, group=found.group, overrides=overrides, gpu=device_name(device)
     )
     with ExitStack() as stack:
         if others.first:
@@ -124,19 +110,18 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
                 log.info("The former result is kept in %s.", kept)
             folder.create(config, record)
             stack.enter_context(console.also_to(folder.log))
-        member = _member(config, folder, workplace, backbone, data, "", others)
+        run = member(config, folder, workplace, backbone, data, "", others)
         if others.first:
-            _foretell(member)
+            foretell(run)
         stop = stack.enter_context(Interruption())
-        _train([member], stop, lambda: [])
-    if member.state == "preempted":
+        train_pack([run], stop)
+    if run.state == "preempted":
         assert stop.requested is not None
-        log.info(
-            "%s: the same command goes on from step %d.", stop.requested.name, member.saved_step
-        )
+        name, step = stop.requested.name, run.saved_step
+        log.info("%s: the same command goes on from step %d.", name, step)
         raise SystemExit(128 + stop.requested)
-    if member.state == "failed":
-        raise RunFailed(f"{folder.path}: {member.reason}")
+    if run.state == "failed":
+        raise RunFailed(f"{folder.path}: {run.reason}")
     return folder.result or {}
 
 
@@ -171,7 +156,7 @@ def predict(config: Config) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _foretell(run: Run) -> None:
+def foretell(run: Run) -> None:
     """Say how much memory the steps of a run will take."""
     from lora_exp.train import memory
 
@@ -193,107 +178,7 @@ def _with_ranks(config: Config, folder: RunFolder, overrides: list[str]) -> dict
     return folder.result or {}
 
 
-def work(source: Source, device: str) -> None:
-    """Take runs until none is left.
-
-    Args:
-        source: of runs whose folders have their configs.
-        device: `cpu` or `cuda`.
-
-    Raises:
-        SystemExit: after a signal, with status 128 + its number; every run is preempted.
-    """
-    from lora_exp.train.device import choose_device
-    from lora_exp.train.interruption import Interruption
-    from lora_exp.train.workplace import Workplace
-
-    workplace = Workplace(choose_device(device))
-    with Interruption() as stop:
-        while not stop.requested and (first := source.take(None, 1)):
-            _Shift(source, workplace, stop).train(first[0])
-    if stop.requested:
-        raise SystemExit(128 + stop.requested)
-
-
-class _Shift:
-    """A pack's time at a workplace: its runs, and those that take their places."""
-
-    def __init__(self, source: Source, workplace: Workplace, stop: Interruption) -> None:
-        self.source, self.workplace, self.stop = source, workplace, stop
-        self._open: dict[Run, ExitStack] = {}
-
-    def train(self, first: Path) -> None:
-        runs = self._enter([first])
-        if not runs:
-            return
-        self.like, self.size = first, 1
-        leader = runs[0]
-        if leader.layers:
-            from lora_exp.train.memory import pack_size
-
-            self.size = pack_size(leader)
-            _foretell(leader)
-        if self.size > 1:
-            runs += self._enter(self.source.take(first, self.size - 1))
-        _train(runs, self.stop, self._more)
-        self._close()
-
-    def _more(self) -> Sequence[Run]:
-        """Runs for the places that are free."""
-        self._close()
-        free = self.size - len(self._open)
-        joining: list[Run] = []
-        while self.size > 1 and free > 0 and not self.stop.requested:
-            taken = self.source.take(self.like, free)
-            if not taken:
-                break
-            joining += self._enter(taken)
-            free = self.size - len(self._open)
-        return joining
-
-    def _enter(self, folders: Sequence[Path]) -> list[Run]:
-        """Make runs ready; one that cannot be is failed, or left to the process that trains it."""
-        entered = []
-        for path in folders:
-            folder, stack = RunFolder(path), ExitStack()
-            try:
-                stack.enter_context(folder.lock())
-            except UserError:
-                self.source.ended(path, "busy")
-                continue
-            if folder.result is not None:
-                stack.close()
-                folder.settle()
-                self.source.ended(path, "done")
-                continue
-            # The beginning of its name by which `logs` and the like find it.
-            name = folder.name[: len(folder.name) - len(folder.signature) + 4]
-            logger = logging.getLogger(f"lora_exp.{folder.signature}")
-            try:
-                stack.enter_context(console.also_to(folder.log, logger))
-                config = folder.config
-                backbone, data = self.workplace.prepare(config)
-                run = _member(config, folder, self.workplace, backbone, data, name, None)
-            except Exception as error:
-                folder.set_status(
-                    "failed", reason=_reason(error), attempt=folder.status.get("attempt", 0) + 1
-                )
-                log.error("%s: %s", name, _reason(error))
-                stack.close()
-                self.source.ended(path, "failed")
-                continue
-            self._open[run] = stack
-            entered.append(run)
-        return entered
-
-    def _close(self) -> None:
-        """See off the runs that have ended."""
-        for run in [run for run in self._open if run.state != "running"]:
-            self._open.pop(run).close()
-            self.source.ended(run.folder.path, run.state)
-
-
-def _member(
+def member(
     config: Config,
     folder: RunFolder,
     workplace: Workplace,
@@ -342,7 +227,9 @@ def _member(
     return run
 
 
-def _train(runs: list[Run], stop: Interruption, more: Any) -> None:
+def train_pack(
+    runs: list[Run], stop: Interruption, more: Callable[[], Sequence[Run]] = lambda: ()
+) -> None:
     """Train a pack to its end; each run of it is then done, failed or preempted."""
     from lora_exp.train.loop import train
     from lora_exp.train.pack import Pack
@@ -356,7 +243,7 @@ def _train(runs: list[Run], stop: Interruption, more: Any) -> None:
                 run.preempt(save=False)
         except Exception as error:  # in what they share
             for run in pack.members:
-                run.fail(_reason(error), error)
+                run.fail(reason(error), error)
 
 
 def _done(folder: RunFolder) -> dict[str, Any]:
@@ -367,7 +254,7 @@ def _done(folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What went wrong, as its status tells."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
