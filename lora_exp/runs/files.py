@@ -15,12 +15,22 @@ from lora_exp.errors import UserError
 TEMPORARY = ".tmp"
 
 
-def write(path: Path, content: bytes | str) -> None:
-    """Replace a file: a reader, or a machine that loses power, sees the old one or the new one."""
+def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Replace a file: a reader, or a machine that loses power, sees the old one or the new one.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        durable: wait until it is safely on disk; otherwise it is for readers alone, and after a
+            loss of power it may be empty.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + TEMPORARY)
     temporary.write_bytes(data)
-    commit(temporary, path)
+    if durable:
+        commit(temporary, path)
+    else:
+        temporary.replace(path)
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -67,9 +77,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write` for JSON. Numbers that JSON cannot hold (NaN, infinity) are refused."""
-    write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any | None:

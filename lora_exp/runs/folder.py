@@ -78,13 +78,20 @@ class RunFolder:
     @property
     def status(self) -> dict[str, Any]:
         """`status.json`; a valid result beats any state written there."""
-        status = files.read_json(self.path / "status.json") or {"state": "queued", "attempt": 0}
+        status = self._written_status or {"state": "queued", "attempt": 0}
         return status | {"state": "done"} if self.result is not None else status
 
     @property
     def has_status(self) -> bool:
         """It has been queued, or trained."""
         return (self.path / "status.json").exists()
+
+    @property
+    def _written_status(self) -> dict[str, Any] | None:
+        try:
+            return files.read_json(self.path / "status.json")
+        except ValueError:  # empty, after a loss of power
+            return None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -100,7 +107,7 @@ class RunFolder:
             "pid": os.getpid(),
             **details,
         }
-        files.write_json(self.path / "status.json", status)
+        files.write_json(self.path / "status.json", status, durable=False)  # a dozen for each run
 
     def finish(self, result: dict[str, Any], **details: Any) -> None:
         """Write the result: from now on the run is done, and needs no checkpoint any more."""
@@ -110,7 +117,7 @@ class RunFolder:
 
     def settle(self) -> None:
         """Do what is left to do if a process was killed right after it wrote the result."""
-        written = files.read_json(self.path / "status.json") or {}
+        written = self._written_status or {}
         if self.result is not None and written.get("state") != "done":
             with suppress(UserError), self.lock():  # or that process is just about to
                 files.remove_temporaries(self.path)

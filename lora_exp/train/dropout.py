@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,29 +30,45 @@ class Draws:
         """Those of one run, for its own head."""
         return Draws([self.streams[number]])
 
-    def seed(self, number: int, place: int) -> None:
-        """Let torch's random numbers be those of a run at a place in the model."""
-        torch.manual_seed((self.streams[number] + place * 0x9E3779B97F4A7C15) % 2**63)
+    def seed(self, number: int, place: int) -> int:
+        """The seed of a run's random numbers at a place in the model."""
+        return (self.streams[number] + place * 0x9E3779B97F4A7C15) % 2**63
 
     def mask(self, number: int, place: int, like: Tensor, probability: float) -> Tensor:
         """0 or 1 / (1 - probability) for each unit of a run's tensor."""
-        mask = torch.empty_like(like, memory_format=torch.contiguous_format)
-        self._draw(number, place, mask, probability)
-        return mask.div_(1 - probability)
+        return self._mask(like, [(like.numel(), self.seed(number, place))], probability)
 
     def masks(self, place: int, like: Tensor, probability: float) -> Tensor:
         """The same for a tensor with the rows of every run."""
         if self.spans is None:
             return self.mask(0, place, like, probability)
-        mask = torch.empty_like(like, memory_format=torch.contiguous_format)
-        rows = mask.view(-1, mask.shape[-1])
-        for number, span in enumerate(self.spans[len(rows)]):
-            self._draw(number, place, rows[span], probability)
+        width = like.shape[-1]
+        parts = [
+            ((span.stop - span.start) * width, self.seed(number, place))
+            for number, span in enumerate(self.spans[like.numel() // width])
+        ]
+        return self._mask(like, parts, probability)
+
+    def _mask(self, like: Tensor, parts: Sequence[tuple[int, int]], probability: float) -> Tensor:
+        """Args: parts: number of units and seed, one after the other."""
+        if like.device.type == "cpu":
+            drawn = [_sixteen_bits(*part) for part in parts]
+            bits = torch.from_numpy(drawn[0] if len(drawn) == 1 else np.concatenate(drawn))
+            dropped = round(probability * 2**16)
+            kept = bits.view(like.shape) >= dropped - 2**15
+            return kept.to(like.dtype).mul_(2**16 / (2**16 - dropped))
+        mask = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        sizes, seeds = zip(*parts, strict=True)
+        for units, seed in zip(mask.view(-1).split(sizes), seeds, strict=True):
+            generator = torch.Generator(like.device).manual_seed(seed)
+            units.bernoulli_(1 - probability, generator=generator)
         return mask.div_(1 - probability)
 
-    def _draw(self, number: int, place: int, into: Tensor, probability: float) -> None:
-        self.seed(number, place)
-        into.bernoulli_(1 - probability)
+
+def _sixteen_bits(number: int, seed: int) -> np.ndarray:
+    """int16 [number]: several times as fast as torch's own random numbers are on a CPU."""
+    words = np.random.SFC64(seed).random_raw(-(-number // 4))
+    return words.view(np.int16)[:number]
 
 
 _current: Draws | None = None

@@ -8,14 +8,16 @@ on a GPU, a kernel for sequences of any length takes them as they lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -25,6 +27,9 @@ from lora_exp.train.device import moved
 ATTENTION = "lora_exp_flat"
 SHORTEST = 0.75
 """A group's shortest sequence is at least this share of its longest."""
+SHORT = 128
+"""Tokens up to which attention on a CPU keeps its weights for the backward pass, as it has to with
+dropout; for longer sequences they would take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,39 @@ class Arrangement:
     real: Tensor | None
     """bool [slots, 1, 1]: which slots hold a token; None where all do."""
     groups: list[Group]
+    _of_heads: dict[tuple[int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def heads(self, number: int, one_each: bool) -> tuple[Tensor, Tensor]:
+        """Where the rows [tokens or sequences, heads] go, so that those of a head in a sequence lie
+        together, and where they come back from."""
+        if (number, one_each) not in self._of_heads:
+            there, back = (self.order, self.back) if one_each else (self.slots, self.tokens)
+            head = torch.arange(number, device=there.device)
+            parts = []
+            for group in self.groups:
+                span = group.sequences if one_each else group.slots
+                count = group.sequences.stop - group.sequences.start
+                rows = there[span].view(count, 1, -1) * number + head[None, :, None]
+                parts.append(rows.flatten())
+            placed = torch.cat(parts)
+            origin = torch.empty(len(back) * number, dtype=torch.int64, device=there.device)
+            taken = (
+                placed if self.real is None or one_each else placed[self.real_rows(number)[:, 0]]
+            )
+            at = torch.arange(len(placed), device=there.device)
+            origin[taken] = at if len(taken) == len(placed) else at[self.real_rows(number)[:, 0]]
+            self._of_heads[number, one_each] = placed, origin
+        return self._of_heads[number, one_each]
+
+    def real_rows(self, heads: int) -> Tensor:
+        """bool [slots * heads, 1]: `real`, in the order of `heads`."""
+        assert self.real is not None
+        parts = []
+        for group in self.groups:
+            count = group.sequences.stop - group.sequences.start
+            real = self.real[group.slots].view(count, 1, -1).expand(-1, heads, -1)
+            parts.append(real.reshape(-1, 1))
+        return torch.cat(parts)
 
 
 class Layout:
@@ -154,6 +192,68 @@ class _Rearrange(torch.autograd.Function):
         return gradient if ctx.real is None else gradient * ctx.real, None, None, None
 
 
+class _Scores(torch.autograd.Function):
+    """softmax(q k^T) v within groups, in fp32: fewer passes over small matrices than torch's own.
+
+    Rows are arranged as the groups take them: [heads of each sequence, its rows, width].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        groups: Sequence[tuple[slice, slice, int, Tensor | None]],
+        scaling: float,
+        masks: Sequence[Tensor | None],
+    ) -> Tensor:
+        output = torch.empty_like(query)
+        saved: list[Tensor] = []
+        for (rows, slots, count, hidden), mask in zip(groups, masks, strict=True):
+            q, k, v = (
+                part[span].view(count, -1, part.shape[-1])
+                for part, span in ((query, rows), (key, slots), (value, slots))
+            )
+            scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
+            if hidden is not None:
+                scores.view(*hidden.shape[:1], -1, *scores.shape[1:]).masked_fill_(
+                    hidden, -math.inf
+                )
+            shares = torch.softmax(scores, -1)
+            dropped = shares if mask is None else shares * mask
+            torch.bmm(dropped, v, out=output[rows].view(count, -1, output.shape[-1]))
+            saved += [shares, dropped]
+        kept = [mask for mask in masks if mask is not None]
+        ctx.save_for_backward(query, key, value, *saved, *kept)
+        ctx.groups, ctx.scaling, ctx.dropped = groups, scaling, bool(kept)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        query, key, value, *saved = ctx.saved_tensors
+        of_query, of_key, of_value = map(torch.empty_like, (query, key, value))
+        for number, (rows, slots, count, _) in enumerate(ctx.groups):
+            shares, dropped = saved[2 * number : 2 * number + 2]
+
+            def part(whole: Tensor, span: slice, count: int = count) -> Tensor:
+                return whole[span].view(count, -1, whole.shape[-1])
+
+            own = part(gradients[0], rows)
+            torch.bmm(dropped.transpose(1, 2), own, out=part(of_value, slots))
+            of_shares = torch.bmm(own, part(value, slots).transpose(1, 2))
+            if ctx.dropped:
+                of_shares.mul_(saved[2 * len(ctx.groups) + number])
+            of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, torch.float32)
+            of_scores.mul_(ctx.scaling)
+            torch.bmm(of_scores, part(key, slots), out=part(of_query, rows))
+            torch.bmm(of_scores.transpose(1, 2), part(query, rows), out=part(of_key, slots))
+        return of_query, of_key, of_value, None, None, None
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -187,37 +287,103 @@ def attention(
     causal = bool(getattr(module, "is_causal", False)) and not one_each
     if q.is_cuda and given in (torch.bfloat16, torch.float16) and dropout == 0:
         return _any_length(q, k, v, where, causal, one_each, scaling), None
-    # bf16 attention is slow on CPUs; it is a small share of the work, so do it exactly.
-    if given == torch.bfloat16 and not q.is_cuda:
-        q, k, v = q.float(), k.float(), v.float()
-    slots = where.arranged
-    there, back = (slots.order, slots.back) if one_each else (slots.slots, slots.tokens)
-    q = _Rearrange.apply(q, there, back, None)
-    k, v = (_Rearrange.apply(rows, slots.slots, slots.tokens, None) for rows in (k, v))
-    outputs = []
+    place = int(getattr(module, "dropout_place", 0))
     with torch.autocast(q.device.type, enabled=False):
-        for group in slots.groups:
-            queries = group.sequences if one_each else group.slots
-            shape = (group.sequences.stop - group.sequences.start, -1)
-            spans = (queries, group.slots, group.slots)
-            if dropout > 0:
-                place = int(module.dropout_place) + group.number  # type: ignore[arg-type]
-                dropping.current().seed(group.run, place)
-            result = F.scaled_dot_product_attention(
-                *(
-                    rows[span].unflatten(0, shape).transpose(1, 2)
-                    for rows, span in zip((q, k, v), spans, strict=True)
-                ),
-                attn_mask=None if causal else group.mask,  # padding is last: nothing looks ahead
-                dropout_p=dropout,
-                is_causal=causal,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            outputs.append(result.transpose(1, 2).flatten(0, 1))
-    rows = torch.cat(outputs)
+        if not q.is_cuda and (dropout > 0 or where.longest <= SHORT):
+            output = _short(q, k, v, where, causal, one_each, scaling, dropout, place)
+        else:
+            output = _grouped(q, k, v, where, causal, one_each, scaling, dropout, place)
+    return output.to(given).unsqueeze(0), None
+
+
+def _short(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    where: Layout,
+    causal: bool,
+    one_each: bool,
+    scaling: float | None,
+    dropout: float,
+    place: int,
+) -> Tensor:
+    """On a CPU, where small matrices are worth fewer passes; bf16 is slow and inexact there."""
+    slots, heads, width = where.arranged, query.shape[1], query.shape[2]
+    if heads != key.shape[1]:
+        key, value = (rows.repeat_interleave(heads // rows.shape[1], 1) for rows in (key, value))
+    there, back = slots.heads(heads, one_each)
+    k_there, k_back = slots.heads(heads, False)
+    q, k, v = (
+        _Rearrange.apply(rows.reshape(-1, width), *index, None).float()
+        for rows, index in (
+            (query, (there, back)),
+            (key, (k_there, k_back)),
+            (value, (k_there, k_back)),
+        )
+    )
+    groups, masks = [], []
+    for group in slots.groups:
+        n = group.sequences.stop - group.sequences.start
+        queries = group.sequences if one_each else group.slots
+        rows, columns = (
+            slice(span.start * heads, span.stop * heads) for span in (queries, group.slots)
+        )
+        hidden = None if group.mask is None else ~group.mask
+        if causal:  # padding is last: nothing looks ahead at it
+            ahead = torch.ones(group.length, group.length, dtype=torch.bool).triu_(1)
+            hidden = ahead.expand(n, 1, -1, -1)
+        groups.append((rows, columns, n * heads, hidden))
+        if dropout > 0:
+            like = q.new_empty(()).expand(n * heads, 1 if one_each else group.length, group.length)
+            masks.append(dropping.current().mask(group.run, place + group.number, like, dropout))
+        else:
+            masks.append(None)
+    scale = width**-0.5 if scaling is None else scaling
+    output = _Scores.apply(q, k, v, groups, scale, masks)
+    real = None if one_each or slots.real is None else slots.real_rows(heads)
+    return _Rearrange.apply(output, back, there, real).view(-1, heads, width)
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    where: Layout,
+    causal: bool,
+    one_each: bool,
+    scaling: float | None,
+    dropout: float,
+    place: int,
+) -> Tensor:
+    """Group by group through torch's own attention."""
+    slots = where.arranged
+    # bf16 attention is slow on CPUs; it is a small share of the work, so do it exactly.
+    if query.dtype == torch.bfloat16 and not query.is_cuda:
+        query, key, value = query.float(), key.float(), value.float()
+    there, back = (slots.order, slots.back) if one_each else (slots.slots, slots.tokens)
+    q = _Rearrange.apply(query, there, back, None)
+    k, v = (_Rearrange.apply(rows, slots.slots, slots.tokens, None) for rows in (key, value))
+    outputs = []
+    for group in slots.groups:
+        queries = group.sequences if one_each else group.slots
+        shape = (group.sequences.stop - group.sequences.start, -1)
+        spans = (queries, group.slots, group.slots)
+        if dropout > 0:
+            torch.manual_seed(dropping.current().seed(group.run, place + group.number))
+        result = F.scaled_dot_product_attention(
+            *(
+                rows[span].unflatten(0, shape).transpose(1, 2)
+                for rows, span in zip((q, k, v), spans, strict=True)
+            ),
+            attn_mask=None if causal else group.mask,  # padding is last: nothing looks ahead
+            dropout_p=dropout,
+            is_causal=causal,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(result.transpose(1, 2).flatten(0, 1))
     real = None if one_each else slots.real
-    return _Rearrange.apply(rows, back, there, real).to(given).unsqueeze(0), None
+    return _Rearrange.apply(torch.cat(outputs), back, there, real)
 
 
 def _any_length(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lora_exp import lora
 from lora_exp.models import Backbone, first_position
@@ -17,6 +18,9 @@ from lora_exp.train.batches import Batch
 from lora_exp.train.dropout import Draws, drawing, place_of
 from lora_exp.train.families import family_of
 from lora_exp.train.flat import Layout
+
+ROUND = 32
+"""Tokens, of which a pass in bf16 has a multiple on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
             logits = padded.logits(model, piece.batch)
         yield [logits]
         return
-    batches = [piece.batch for piece in pieces]
+    batches = [_filled(piece.batch, precision) for piece in pieces]
     sequences, tokens = ([len(b.lengths) for b in batches], [len(b.input_ids) for b in batches])
     spans = {sum(sizes): _spans(sizes) for sizes in (sequences, tokens)}
     draws = Draws([piece.stream for piece in pieces], spans)
@@ -61,12 +65,28 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
         if pieces[0].layers:
             stack.enter_context(lora.packed([p.layers for p in pieces], spans, _lora_mask(draws)))
         with lower:
-            logits = _flat(pieces, sequences, draws)
+            logits = _flat(pieces, batches, draws)
         yield logits
 
 
-def _flat(pieces: Sequence[Piece], sequences: Sequence[int], draws: Draws) -> list[Tensor]:
-    model, batches = pieces[0].backbone.model, [piece.batch for piece in pieces]
+def _filled(batch: Batch, precision: str) -> Batch:
+    """For bf16 on a CPU, with one more sequence, of which nothing is read, to a round number of
+    tokens: there each new number costs the making of kernels for it."""
+    ids, types = batch.input_ids, batch.token_types
+    more = -len(ids) % ROUND
+    if precision != "bf16" or ids.is_cuda or more == 0:
+        return batch
+    return replace(
+        batch,
+        input_ids=F.pad(ids, (0, more)),
+        token_types=None if types is None else F.pad(types, (0, more)),
+        lengths=[*batch.lengths, more],
+    )
+
+
+def _flat(pieces: Sequence[Piece], batches: Sequence[Batch], draws: Draws) -> list[Tensor]:
+    model = pieces[0].backbone.model
+    sequences = [len(batch.lengths) for batch in batches]
     family = family_of(model.config)
     assert family is not None
     lengths = [length for batch in batches for length in batch.lengths]
@@ -83,9 +103,10 @@ def _flat(pieces: Sequence[Piece], sequences: Sequence[int], draws: Draws) -> li
     hidden = model.base_model(**inputs, flat_layout=where, use_cache=False).last_hidden_state[0]
     rows = hidden if len(hidden) == len(lengths) else hidden.index_select(0, family.read(where))
     logits = []
-    for number, (piece, own) in enumerate(zip(pieces, rows.split(list(sequences)), strict=True)):
+    for number, (piece, own) in enumerate(zip(pieces, rows.split(sequences), strict=True)):
         with drawing(draws.only(number)):
-            logits.append(family.head(piece.backbone.model, own))
+            read = own[: len(piece.batch.lengths)]
+            logits.append(family.head(piece.backbone.model, read))
     return logits
 
 

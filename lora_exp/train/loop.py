@@ -36,18 +36,19 @@ def train(
         if pack.members[0].ranks.any(stop.requested is not None):
             pack.preempt()
             return
-        evaluate_due(pack, stop, bar)
         before = len(pack.members)
+        evaluate_due(pack, stop, bar)
         for run in [run for run in pack.members if run.finished and not run.evaluation_due]:
             with pack.blaming(run):
                 run.finish()
                 pack.leave(run)
+        pack.expel()
         # An evaluation that a signal broke off is still due.
         if len(pack.members) == before and not any(run.evaluation_due for run in pack.members):
             pack.step()
             if any(run.checkpoint_due for run in pack.members):
                 pack.save()
-        pack.expel()
+                pack.expel()
         if len(pack.members) < before:
             pack.join(more())
         for run in pack.members:

