@@ -123,7 +123,6 @@ def worker(setting: Setting) -> list[Row]:
 
 def _ends_of_runs(setting: Setting, size: int) -> list[float]:
     """When each of some trivial runs ended in a worker that packs as many."""
-
     import steps
 
     from lora_exp.runs.config import PackConfig

@@ -225,7 +225,8 @@ def report(rows: list[Row], gpu: str | None, seconds: float) -> str:
     """The table and what it was measured on, in Markdown."""
     packages = ("torch", "transformers", "peft", "loralib")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    git = git_state(Path(__file__)) or {"commit": "no commit", "dirty": False}
+    package = HERE.parent / "lora_exp" / "__init__.py"
+    git = git_state(package) or {"commit": "no commit", "dirty": False}
     code = git["commit"][:12] + (" with uncommitted changes" if git["dirty"] else "")
     lines = [
         f"# {gpu or cpu_name()}",
