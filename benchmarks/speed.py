@@ -43,10 +43,8 @@ def step_fp32(setting: Setting) -> list[Row]:
 
     one_core()
     recipe = steps.Recipe(setting.data, setting.folder)
-    pack, repeats = steps.ours(recipe), setting.repeats(40)
-    peft = steps.theirs(recipe, steps.with_peft(recipe))
     what = "step, MiniLM, CoLA, batch 32, fp32; PEFT"
-    return [against(what, pack.step, {"": peft}, repeats, 1.8)]
+    return against_peft(what, recipe, setting.repeats(40), 1.8)
 
 
 def step_loralib(setting: Setting) -> list[Row]:
@@ -60,19 +58,40 @@ def step_loralib(setting: Setting) -> list[Row]:
     return [against(what, steps.ours(recipe).step, {"": loralib}, setting.repeats(40))]
 
 
-def peft_in_bf16(recipe: Any) -> dict[str, Work]:
-    """The ways to have PEFT train in bf16."""
+def against_peft(what: str, recipe: Any, repeats: int, target: float) -> list[Row]:
+    """A row with the same batches by the fastest of PEFT's settings, and one with batches that
+    `train_sampling_strategy="group_by_length"` would make: other examples, hardly any padding."""
+    import steps
+
+    pack, found = steps.ours(recipe), peft_settings(recipe)
+    same = against(what, pack.step, found, repeats, target)
+    lengths = pack.members[0].data.train.lengths.tolist()
+    order = partial(steps.grouped, lengths, recipe.batch_size)
+    found = peft_settings(recipe, order)
+    return [same, against(f"{what}, grouped by length", pack.step, found, repeats, target)]
+
+
+def peft_settings(recipe: Any, order: Callable[[], Any] | None = None) -> dict[str, Work]:
+    """Ways to have PEFT train in a precision; `order` makes batches other than ours."""
     import steps
     import torch
 
-    made = {
-        "fp32 model, autocast": (torch.float32, True),
-        "bf16 model, autocast": (torch.bfloat16, True),
-        "bf16 model": (torch.bfloat16, False),
-    }
+    types = {"fp32 model": (torch.float32, False)}
+    if recipe.precision == "bf16":
+        types = {
+            "fp32 model, autocast": (torch.float32, True),
+            "bf16 model, autocast": (torch.bfloat16, True),
+            "bf16 model": (torch.bfloat16, False),
+        }
     return {
-        name: steps.theirs(recipe, steps.with_peft(recipe, dtype), autocast=autocast)
-        for name, (dtype, autocast) in made.items()
+        f"{name}, {attention}": steps.theirs(
+            recipe,
+            steps.with_peft(recipe, dtype, attn_implementation=attention),
+            autocast=autocast,
+            order=order() if order else None,
+        )
+        for name, (dtype, autocast) in types.items()
+        for attention in ("sdpa", "eager")
     }
 
 
@@ -82,9 +101,8 @@ def step_bf16(setting: Setting) -> list[Row]:
 
     one_core()
     recipe = steps.Recipe(setting.data, setting.folder, precision="bf16")
-    pack, repeats = steps.ours(recipe), setting.repeats(40)
     what = "step, MiniLM, CoLA, batch 32, bf16; PEFT"
-    return [against(what, pack.step, peft_in_bf16(recipe), repeats, 2.5)]
+    return against_peft(what, recipe, setting.repeats(40), 2.5)
 
 
 def roberta(setting: Setting, **more: Any) -> Any:
@@ -98,13 +116,10 @@ def roberta(setting: Setting, **more: Any) -> Any:
 
 def step_roberta(setting: Setting) -> list[Row]:
     """RoBERTa-base in bf16 on a CPU."""
-    import steps
-
     one_core()
     recipe = roberta(setting, batch_size=8)
     what = "step, RoBERTa-base (random), CoLA lengths, batch 8, bf16; PEFT"
-    pack, repeats = steps.ours(recipe), setting.repeats(30)
-    return [against(what, pack.step, peft_in_bf16(recipe), repeats, 1.7)]
+    return against_peft(what, recipe, setting.repeats(30), 1.7)
 
 
 def step_512(setting: Setting) -> list[Row]:
@@ -136,7 +151,7 @@ def cuda_roberta(setting: Setting) -> list[Row]:
 
     recipe = roberta(setting, batch_size=16, device="cuda")
     what = "GPU: step, RoBERTa-base (random), CoLA lengths, batch 16, bf16; PEFT"
-    theirs, repeats = peft_in_bf16(recipe), setting.repeats(100)
+    theirs, repeats = peft_settings(recipe), setting.repeats(100)
     alone = against(what, steps.ours(recipe).step, theirs, repeats, 3, warmup=20)
     what = "GPU: 8 such runs packed; 8 in a row of PEFT"
     pack = steps.ours(recipe, runs=8)
@@ -235,7 +250,8 @@ def report(rows: list[Row], gpu: str | None, seconds: float) -> str:
         f"{code}.",
         f"{cpu_name()}, {os.cpu_count()} cores{f'; {gpu}' if gpu else ''}; {versions}.",
         "What follows a semicolon in the first column is what we are compared with. Ratios are",
-        "theirs / ours: median (10th to 90th percentile; of the grid: least to most).",
+        "theirs / ours: median (10th to 90th percentile; of the grid: least to most). Batches are",
+        "the same on both sides; `grouped by length`, PEFT has others, of similar lengths.",
         "",
         "| what | ours | theirs | ratio | target | reached |",
         "|---|---|---|---|---|---|",

@@ -199,3 +199,15 @@ def batches(examples: int, batch_size: int, seed: int) -> Iterator[list[int]]:
         for start in range(0, examples, batch_size):
             yield order[start : start + batch_size].tolist()
         epoch += 1
+
+
+def grouped(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches as Trainer's `LengthGroupedSampler` makes them, in random order, so that a few of
+    them are as long as all are on average."""
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    torch.manual_seed(1)
+    order = list(get_length_grouped_indices(lengths, batch_size))
+    starts = torch.randperm(len(order) // batch_size).mul(batch_size).tolist()
+    for start in starts:
+        yield order[start : start + batch_size]
