@@ -13,8 +13,12 @@ from torch.utils import deterministic
 from lora_exp.errors import UserError
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` names; of several GPUs, that of this rank.
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` names.
+
+    Args:
+        name: as in a config.
+        local: of several GPUs, the number; where a process sees fewer, they are counted anew.
 
     Raises:
         UserError: for `cuda` where there is none.
@@ -27,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     use_gpu = name != "cpu" and torch.cuda.is_available()
     if not use_gpu:
         return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    number = local % torch.cuda.device_count()
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -52,6 +56,11 @@ def make_deterministic(device: torch.device, *, strict: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=not strict)
         # Filling memory before it is written only costs time here.
         deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """On a GPU, or on a CPU whose memory is limited."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def device_name(device: torch.device) -> str | None:

@@ -50,11 +50,11 @@ class Draws:
         return self._mask(like, parts, probability)
 
     def _mask(self, like: Tensor, parts: Sequence[tuple[int, int]], probability: float) -> Tensor:
-        """Args: parts: number of units and seed, one after the other."""
+        """Parts: number of units and seed, one after the other."""
         if like.device.type == "cpu":
             drawn = [_sixteen_bits(*part) for part in parts]
             bits = torch.from_numpy(drawn[0] if len(drawn) == 1 else np.concatenate(drawn))
-            dropped = round(probability * 2**16)
+            dropped = min(round(probability * 2**16), 2**16 - 1)
             kept = bits.view(like.shape) >= dropped - 2**15
             return kept.to(like.dtype).mul_(2**16 / (2**16 - dropped))
         mask = torch.empty(like.shape, dtype=like.dtype, device=like.device)

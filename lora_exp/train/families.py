@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_exp.train.dropout import give_places
 from lora_exp.train.flat import ATTENTION, Layout, attention
@@ -47,6 +47,15 @@ def _score_head(model: Any, rows: Tensor) -> Tensor:
     return model.score(rows)
 
 
+def _seen(
+    inner: Any, query: Tensor, key: Tensor, value: Tensor, where: Layout, dropout: nn.Dropout
+) -> Tensor:
+    """[1, sequences, hidden]: what one token of each sequence sees."""
+    probability = dropout.p if dropout.training else 0.0
+    options = {"flat_layout": where, "scaling": inner.scaling, "dropout": probability}
+    return attention(inner, query, key, value, None, **options)[0].flatten(2)
+
+
 def _bert_layer(layer: Any, hidden: Tensor, *unused: Any, flat_layout: Layout, **more: Any) -> Any:
     """BertLayer and RobertaLayer for the first token of each sequence: [1, sequences, hidden]."""
     inner, rows = layer.attention.self, hidden.index_select(1, flat_layout.first)
@@ -54,18 +63,8 @@ def _bert_layer(layer: Any, hidden: Tensor, *unused: Any, flat_layout: Layout, *
         projection(some).unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
         for projection, some in ((inner.query, rows), (inner.key, hidden), (inner.value, hidden))
     )
-    dropout = inner.dropout.p if layer.training else 0.0
-    seen, _ = attention(
-        inner,
-        query,
-        key,
-        value,
-        None,
-        flat_layout=flat_layout,
-        scaling=inner.scaling,
-        dropout=dropout,
-    )
-    attended = layer.attention.output(seen.flatten(2), rows)
+    seen = _seen(inner, query, key, value, flat_layout, inner.dropout)
+    attended = layer.attention.output(seen, rows)
     return layer.output(layer.intermediate(attended), attended)
 
 
@@ -76,18 +75,8 @@ def _gpt2_block(block: Any, hidden: Tensor, *unused: Any, flat_layout: Layout, *
         part.unflatten(-1, (-1, inner.head_dim)).transpose(1, 2)
         for part in inner.c_attn(block.ln_1(hidden)).split(inner.split_size, dim=2)
     )
-    dropout = inner.attn_dropout.p if block.training else 0.0
-    seen, _ = attention(
-        inner,
-        query.index_select(2, last),
-        key,
-        value,
-        None,
-        flat_layout=flat_layout,
-        scaling=inner.scaling,
-        dropout=dropout,
-    )
-    rows = hidden.index_select(1, last) + inner.resid_dropout(inner.c_proj(seen.flatten(2)))
+    seen = _seen(inner, query.index_select(2, last), key, value, flat_layout, inner.attn_dropout)
+    rows = hidden.index_select(1, last) + inner.resid_dropout(inner.c_proj(seen))
     rows = rows + block.mlp(block.ln_2(rows))
     return rows.new_zeros(hidden.shape).index_copy(1, last, rows)
 
@@ -124,5 +113,5 @@ def make_flat(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION)
     give_places(model)
     if family.last_layer is not None and family.shortened is not None:
-        last: Any = model.base_model.get_submodule(family.last_layer)[-1]  # type: ignore[index]
-        last.forward = MethodType(family.shortened, last)
+        layers: Any = model.base_model.get_submodule(family.last_layer)
+        layers[-1].forward = MethodType(family.shortened, layers[-1])

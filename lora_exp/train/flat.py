@@ -70,21 +70,19 @@ class Arrangement:
         """Where the rows [tokens or sequences, heads] go, so that those of a head in a sequence lie
         together, and where they come back from."""
         if (number, one_each) not in self._of_heads:
-            there, back = (self.order, self.back) if one_each else (self.slots, self.tokens)
-            head = torch.arange(number, device=there.device)
+            there = self.order if one_each else self.slots
+            head = torch.arange(number, device=there.device)[None, :, None]
             parts = []
             for group in self.groups:
                 span = group.sequences if one_each else group.slots
                 count = group.sequences.stop - group.sequences.start
-                rows = there[span].view(count, 1, -1) * number + head[None, :, None]
-                parts.append(rows.flatten())
+                parts.append((there[span].view(count, 1, -1) * number + head).flatten())
             placed = torch.cat(parts)
-            origin = torch.empty(len(back) * number, dtype=torch.int64, device=there.device)
-            taken = (
-                placed if self.real is None or one_each else placed[self.real_rows(number)[:, 0]]
-            )
             at = torch.arange(len(placed), device=there.device)
-            origin[taken] = at if len(taken) == len(placed) else at[self.real_rows(number)[:, 0]]
+            if self.real is not None and not one_each:
+                at = at[self.real_rows(number)[:, 0]]
+            origin = torch.empty_like(at)
+            origin[placed[at]] = at
             self._of_heads[number, one_each] = placed, origin
         return self._of_heads[number, one_each]
 
@@ -281,125 +279,116 @@ def attention(
     Returns:
         [1, tokens or sequences, heads, width], and no weights.
     """
-    where, given = flat_layout, query.dtype
+    given = query.dtype
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
     one_each = len(q) != len(k)
-    causal = bool(getattr(module, "is_causal", False)) and not one_each
+    asked = _Asked(
+        where=flat_layout,
+        one_each=one_each,
+        causal=bool(getattr(module, "is_causal", False)) and not one_each,
+        scaling=scaling,
+        dropout=dropout,
+        place=int(getattr(module, "dropout_place", 0)),
+    )
     if q.is_cuda and given in (torch.bfloat16, torch.float16) and dropout == 0:
-        return _any_length(q, k, v, where, causal, one_each, scaling), None
-    place = int(getattr(module, "dropout_place", 0))
+        return _any_length(q, k, v, asked).unsqueeze(0), None
+    short = not q.is_cuda and (dropout > 0 or flat_layout.longest <= SHORT)
     with torch.autocast(q.device.type, enabled=False):
-        if not q.is_cuda and (dropout > 0 or where.longest <= SHORT):
-            output = _short(q, k, v, where, causal, one_each, scaling, dropout, place)
-        else:
-            output = _grouped(q, k, v, where, causal, one_each, scaling, dropout, place)
+        output = (_short if short else _grouped)(q, k, v, asked)
     return output.to(given).unsqueeze(0), None
 
 
-def _short(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    where: Layout,
-    causal: bool,
-    one_each: bool,
-    scaling: float | None,
-    dropout: float,
-    place: int,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Asked:
+    """What attention is to do with query, key and value [rows, heads, width]."""
+
+    where: Layout
+    one_each: bool
+    """Queries are one of each sequence."""
+    causal: bool
+    scaling: float | None
+    dropout: float
+    place: int
+    """In the model, for dropout."""
+
+
+def _short(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor:
     """On a CPU, where small matrices are worth fewer passes; bf16 is slow and inexact there."""
-    slots, heads, width = where.arranged, query.shape[1], query.shape[2]
+    slots, heads, width = asked.where.arranged, query.shape[1], query.shape[2]
     if heads != key.shape[1]:
         key, value = (rows.repeat_interleave(heads // rows.shape[1], 1) for rows in (key, value))
-    there, back = slots.heads(heads, one_each)
-    k_there, k_back = slots.heads(heads, False)
+    there, back = slots.heads(heads, asked.one_each)
+    of_keys = slots.heads(heads, False)
     q, k, v = (
         _Rearrange.apply(rows.reshape(-1, width), *index, None).float()
-        for rows, index in (
-            (query, (there, back)),
-            (key, (k_there, k_back)),
-            (value, (k_there, k_back)),
-        )
+        for rows, index in ((query, (there, back)), (key, of_keys), (value, of_keys))
     )
-    groups, masks = [], []
+    groups: list[tuple[slice, slice, int, Tensor | None]] = []
+    masks: list[Tensor | None] = []
     for group in slots.groups:
         n = group.sequences.stop - group.sequences.start
-        queries = group.sequences if one_each else group.slots
+        queries = group.sequences if asked.one_each else group.slots
         rows, columns = (
             slice(span.start * heads, span.stop * heads) for span in (queries, group.slots)
         )
         hidden = None if group.mask is None else ~group.mask
-        if causal:  # padding is last: nothing looks ahead at it
+        if asked.causal:  # padding is last: nothing looks ahead at it
             ahead = torch.ones(group.length, group.length, dtype=torch.bool).triu_(1)
             hidden = ahead.expand(n, 1, -1, -1)
         groups.append((rows, columns, n * heads, hidden))
-        if dropout > 0:
-            like = q.new_empty(()).expand(n * heads, 1 if one_each else group.length, group.length)
-            masks.append(dropping.current().mask(group.run, place + group.number, like, dropout))
-        else:
-            masks.append(None)
-    scale = width**-0.5 if scaling is None else scaling
+        mask = None
+        if asked.dropout > 0:
+            shape = (n * heads, 1 if asked.one_each else group.length, group.length)
+            like = q.new_empty(()).expand(shape)
+            place = asked.place + group.number
+            mask = dropping.current().mask(group.run, place, like, asked.dropout)
+        masks.append(mask)
+    scale = width**-0.5 if asked.scaling is None else asked.scaling
     output = _Scores.apply(q, k, v, groups, scale, masks)
-    real = None if one_each or slots.real is None else slots.real_rows(heads)
+    real = None if asked.one_each or slots.real is None else slots.real_rows(heads)
     return _Rearrange.apply(output, back, there, real).view(-1, heads, width)
 
 
-def _grouped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    where: Layout,
-    causal: bool,
-    one_each: bool,
-    scaling: float | None,
-    dropout: float,
-    place: int,
-) -> Tensor:
+def _grouped(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor:
     """Group by group through torch's own attention."""
-    slots = where.arranged
+    slots = asked.where.arranged
     # bf16 attention is slow on CPUs; it is a small share of the work, so do it exactly.
     if query.dtype == torch.bfloat16 and not query.is_cuda:
         query, key, value = query.float(), key.float(), value.float()
-    there, back = (slots.order, slots.back) if one_each else (slots.slots, slots.tokens)
+    of_keys = slots.slots, slots.tokens
+    there, back = (slots.order, slots.back) if asked.one_each else of_keys
     q = _Rearrange.apply(query, there, back, None)
-    k, v = (_Rearrange.apply(rows, slots.slots, slots.tokens, None) for rows in (key, value))
+    k, v = (_Rearrange.apply(rows, *of_keys, None) for rows in (key, value))
     outputs = []
     for group in slots.groups:
-        queries = group.sequences if one_each else group.slots
+        queries = group.sequences if asked.one_each else group.slots
         shape = (group.sequences.stop - group.sequences.start, -1)
         spans = (queries, group.slots, group.slots)
-        if dropout > 0:
-            torch.manual_seed(dropping.current().seed(group.run, place + group.number))
+        if asked.dropout > 0:
+            torch.manual_seed(dropping.current().seed(group.run, asked.place + group.number))
         result = F.scaled_dot_product_attention(
             *(
                 rows[span].unflatten(0, shape).transpose(1, 2)
                 for rows, span in zip((q, k, v), spans, strict=True)
             ),
-            attn_mask=None if causal else group.mask,  # padding is last: nothing looks ahead
-            dropout_p=dropout,
-            is_causal=causal,
-            scale=scaling,
+            attn_mask=None if asked.causal else group.mask,  # padding is last
+            dropout_p=asked.dropout,
+            is_causal=asked.causal,
+            scale=asked.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(result.transpose(1, 2).flatten(0, 1))
-    real = None if one_each else slots.real
+    real = None if asked.one_each else slots.real
     return _Rearrange.apply(torch.cat(outputs), back, there, real)
 
 
-def _any_length(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    where: Layout,
-    causal: bool,
-    one_each: bool,
-    scaling: float | None,
-) -> Tensor:
+def _any_length(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor:
     """Flash attention over sequences as they lie: no arranging, no padding."""
     from torch.nn.attention.varlen import varlen_attn
 
+    where = asked.where
     ends, longest = where.ends, where.longest
-    if one_each:
+    if asked.one_each:
         ends, longest = torch.arange(len(where.ends), dtype=torch.int32, device=key.device), 1
     result = varlen_attn(
         query,
@@ -409,12 +398,12 @@ def _any_length(
         where.ends,
         longest,
         where.longest,
-        scale=scaling,
-        window_size=(-1, 0) if causal else (-1, -1),
+        scale=asked.scaling,
+        window_size=(-1, 0) if asked.causal else (-1, -1),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(result, Tensor)
-    return result.unsqueeze(0)
+    return result
 
 
 def _no_mask(*arguments: Any, **keywords: Any) -> None:

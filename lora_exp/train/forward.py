@@ -49,7 +49,8 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
     """
     model = pieces[0].backbone.model
     lower = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-    torch.manual_seed(pieces[0].stream)  # for what a lone run's layers draw themselves
+    if not pieces[0].layers:  # what a lone run's layers draw themselves
+        torch.manual_seed(pieces[0].stream)
     if family_of(model.config) is None:
         (piece,) = pieces
         with lower:

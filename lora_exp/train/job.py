@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from lora_exp.runs.store import folder_of
 if TYPE_CHECKING:
     from lora_exp.models import Backbone
     from lora_exp.train.interruption import Interruption
+    from lora_exp.train.memory import Need
     from lora_exp.train.ranks import Ranks
     from lora_exp.train.run import Data, Run
     from lora_exp.train.workplace import Workplace
@@ -92,7 +94,8 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     from lora_exp.train.interruption import Interruption
     from lora_exp.train.workplace import Workplace
 
-    device = choose_device(config.device)
+    place = ranks.environment() if processes > 1 else None
+    device = choose_device(config.device, 0 if place is None else place["local"])
     reset_peak_memory(device)
     others = ranks.join(device, processes)
     workplace = Workplace(device)
@@ -151,19 +154,29 @@ def predict(config: Config) -> str:
         str(takes),
         f"free: {memory.free(run.device) / 2**20:,.0f} MiB",
         memory.advice(run, takes),
-        f"runs like this one that train together: {memory.pack_size(run)}" if shares else None,
+        f"runs like this one that train together: {memory.pack_size(run, takes)}"
+        if shares
+        else None,
     ]
     return "\n".join(line for line in lines if line)
 
 
-def foretell(run: Run) -> None:
-    """Say how much memory the steps of a run will take."""
+def foretell(run: Run) -> Need | None:
+    """Say how much memory the steps of a run will take; None if it does not suffice to try."""
     from lora_exp.train import memory
+    from lora_exp.train.device import is_out_of_memory
 
-    takes = memory.need(run)
+    try:
+        takes = memory.need(run)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        run.log.warning("Out of memory with two sequences; trying all the same.")
+        return None
     run.log.info("%s", takes)
     if warning := memory.advice(run, takes):
         run.log.warning("%s", warning)
+    return takes
 
 
 def _with_ranks(config: Config, folder: RunFolder, overrides: list[str]) -> dict[str, Any]:
@@ -171,10 +184,16 @@ def _with_ranks(config: Config, folder: RunFolder, overrides: list[str]) -> dict
     from lora_exp.train.ranks import launch
 
     status = launch(config, overrides)
+    if status < 0:
+        name = signal.Signals(-status).name
+        raise RunFailed(
+            f"{folder.path}: one of its processes was ended by {name}. The same command goes on "
+            "from the last checkpoint."
+        )
     if status == 1:
-        raise RunFailed(f"{folder.path}: {folder.status.get('reason', 'a process of it ended')}")
+        raise RunFailed(f"{folder.path}: {folder.status.get('reason')}")
     if status:  # told by the first rank
-        raise SystemExit(status if status > 0 else 128 - status)
+        raise SystemExit(status)
     return folder.result or {}
 
 

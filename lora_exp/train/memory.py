@@ -96,13 +96,10 @@ def _largest_pass(run: Run, lengths: np.ndarray) -> int:
     return int(np.add.reduceat(lengths[order], np.arange(0, len(order), size)).max())
 
 
-def pack_size(run: Run) -> int:
+def pack_size(run: Run, takes: Need) -> int:
     """How many runs such as this one to train together: as many as fit, until passes are large
     enough to keep the device busy."""
     most = run.config.pack.size or MOST
-    if most == 1:
-        return 1
-    takes = need(run)
     workers = 1 if run.device.type == "cuda" else os.cpu_count() or 1
     fit = int(SHARE * free(run.device) / workers) // takes.own
     per_step = run.config.train.batch_size * float(run.data.train.lengths.mean())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lora_exp.train import checkpoint
+from lora_exp.train.device import is_out_of_memory
 from lora_exp.train.forward import Piece, forward
 from lora_exp.train.run import Diverged, Run
 
@@ -42,12 +43,12 @@ class Pack:
     def join(self, runs: Sequence[Run]) -> None:
         """Take in runs, each from its newest checkpoint, or several from the newest that they
         share."""
-        known = [checkpoint.moments(run.folder.checkpoint) for run in runs]
+        alone = len(runs) == 1  # its newest it is: then there is nothing to compare
+        known = [] if alone else [checkpoint.moments(run.folder.checkpoint) for run in runs]
         begun = [set(moments) for moments in known if moments]
         shared = set.intersection(*begun) if len(begun) > 1 else set()
         together = max(shared, key=lambda moment: int(moment.split(":")[1]), default=None)
         for run in runs:
-            run.model.train()
             with self.blaming(run):
                 if run.resume(together):
                     run.log.info("going on from step %d", run.progress.step)
@@ -69,37 +70,34 @@ class Pack:
                 losses = self._losses()
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._make_room(error)
             torch.cuda.empty_cache()
-        for run, (loss, tokens) in losses.items():
+        for run, loss in losses.items():
             with self.blaming(run):
-                run.update(loss, tokens)
+                run.update(loss)
         self.expel()
 
-    def _losses(self) -> dict[Run, tuple[Tensor, int]]:
-        """Forward and backward: each member's loss, and the tokens it had."""
-        losses: dict[Run, tuple[Tensor, int]] = {}
+    def _losses(self) -> dict[Run, Tensor]:
+        """Forward and backward: each member's loss."""
+        losses: dict[Run, Tensor] = {}
         size = self.at_once or len(self.members)
         for start in range(0, len(self.members), size):
             members = self.members[start : start + size]
             turns = zip_longest(*([(run, *piece) for piece in run.pieces()] for run in members))
             for run in members:
-                losses[run] = torch.zeros((), device=run.device), 0
+                losses[run] = torch.zeros((), device=run.device)
             for turn in turns:
                 self._pass([place for place in turn if place is not None], losses)
         return losses
 
-    def _pass(
-        self, places: list[tuple[Run, Piece, float]], losses: dict[Run, tuple[Tensor, int]]
-    ) -> None:
+    def _pass(self, places: list[tuple[Run, Piece, float]], losses: dict[Run, Tensor]) -> None:
         total = torch.zeros((), device=places[0][0].device)
         with forward([piece for _, piece, _ in places], self.precision) as logits:
             for (run, piece, share), own in zip(places, logits, strict=True):
                 loss = run.loss(own, piece.batch.labels) * share
-                before, tokens = losses[run]
-                losses[run] = before + loss.detach(), tokens + len(piece.batch.input_ids)
+                losses[run] = losses[run] + loss.detach()
                 total = total + loss
             total.backward()
 
@@ -112,12 +110,19 @@ class Pack:
             self.at_once = now // 2
             log.warning("Out of memory: from now on %d runs in a pass, not %d.", now // 2, now)
             return
-        for run in self.members:
-            size = run.progress.micro_batch_size or run.config.train.batch_size
-            if size == 1:
-                raise error
-            run.progress.micro_batch_size = size = size // 2
-            run.log.warning("Out of memory: from now on %d sequences in a pass.", size)
+        sizes = {
+            run: run.progress.micro_batch_size or run.config.train.batch_size
+            for run in self.members
+        }
+        if max(sizes.values()) == 1:
+            raise MemoryError(
+                "not even one sequence fits. Lower train.max_length, or give train.precision=bf16 "
+                "or train.gradient_checkpointing=true."
+            ) from error
+        for run, size in sizes.items():
+            if size > 1:
+                run.progress.micro_batch_size = size // 2
+                run.log.warning("Out of memory: from now on %d sequences in a pass.", size // 2)
 
     # -- what becomes of the members -----------------------------------------------------------
 
@@ -157,8 +162,3 @@ class Pack:
                     run.fail(str(error))
                 else:
                     run.fail(f"{type(error).__name__}: {error}", error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """On a GPU, or on a CPU whose memory is limited."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch import distributed as dist
 
-from lora_exp.errors import UserError
+from lora_exp.errors import RunFailed, UserError
 from lora_exp.runs.config import Config, from_mapping, to_yaml
 from lora_exp.train.interruption import SIGNALS
 
@@ -106,8 +106,17 @@ def launch(config: Config, overrides: list[str]) -> int:
 
     Returns:
         The exit status: 0 if all ended well, else that of the first one that did not.
+
+    Raises:
+        UserError: if there are fewer GPUs.
     """
     number = config.train.devices
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if 0 < gpus < number:
+        raise UserError(
+            f"train.devices={number}: there are {gpus} GPUs here. Give as many at most, or "
+            "device=cpu."
+        )
     threads = max(1, (os.cpu_count() or 1) // number)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, socket.socket() as free:
         file.write(to_yaml(config))
@@ -128,8 +137,8 @@ def launch(config: Config, overrides: list[str]) -> int:
         try:
             return _wait(ranks)
         finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+            for one, handler in former.items():
+                signal.signal(one, handler)
 
 
 def _pass_on(ranks: list[subprocess.Popen[bytes]]) -> None:
@@ -155,15 +164,20 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
 def main() -> None:
     """One rank: `python -m lora_exp.train.ranks CONFIG OVERRIDE ...`."""
     from lora_exp import console
-    from lora_exp.cli import guarded
     from lora_exp.train.job import execute
 
     console.set_up()
-    if os.environ["RANK"] != "0":
-        console.console.quiet = True  # they would all say the same
+    first = os.environ["RANK"] == "0"
+    console.console.quiet = not first  # they would all say the same
     config = from_mapping(OmegaConf.load(sys.argv[1]))
     try:
-        guarded(lambda: execute(config, sys.argv[2:]))
+        execute(config, sys.argv[2:])
+    except RunFailed:
+        raise SystemExit(1) from None  # told by the process that waits for this one
+    except UserError as error:
+        if first:
+            print(f"lora_exp: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -113,7 +113,7 @@ class Run:
         self.config, self.folder, self.backbone = config, folder, backbone
         self.data, self.sinks, self.attempt = data, sinks, attempt
         self.ranks = ranks or Ranks()
-        self.model = backbone.model
+        self.model = backbone.model.train()
         self.device = self.model.device
         self.layers = dict(lora_layers(self.model)) if shares else {}
         logger = logging.getLogger(f"lora_exp.{folder.signature}")
@@ -128,6 +128,7 @@ class Run:
         ratio = config.lora.lr_ratio if config.method == "lora" else 1.0
         self.optimiser = Optimiser(trained(self.model), train, self.total_steps, ratio)
         self.progress = Progress(micro_batch_size=train.micro_batch_size)
+        self._tokens = 0  # of the update that is being made
         self._unread: list[Tensor] = []  # losses that are still on the device
         self._norm = torch.zeros(())  # of the last update's gradient
         self._clock: float | None = None  # since when updates are being made
@@ -169,6 +170,7 @@ class Run:
             self._order = epoch, epoch_order(len(self.data.train), self.config.seed, epoch)
         start = place * train.batch_size
         chosen = self._order[1][start : start + train.batch_size]
+        self._tokens = int(self.data.train.lengths[chosen].sum())
         own = chosen[self.ranks.rank :: self.ranks.count].tolist()
         size = self.progress.micro_batch_size or max(1, len(own))
         if self._clock is None:
@@ -194,19 +196,18 @@ class Run:
             return F.mse_loss(logits.float().squeeze(-1), labels)
         return F.cross_entropy(logits.float(), labels)
 
-    def update(self, loss: Tensor, tokens: int) -> None:
+    def update(self, loss: Tensor) -> None:
         """Make the update.
 
         Args:
             loss: of this rank's share of the batch, detached and possibly still being computed.
-            tokens: that it had.
         """
         for buffer in self.optimiser.buffers:
             assert buffer.grad is not None
             self.ranks.sum(buffer.grad)
         self._norm = self.optimiser.update(self.progress.step)
         self._unread.append(self.ranks.sum(loss))
-        self.progress.tokens += tokens * self.ranks.count
+        self.progress.tokens += self._tokens
         self.progress.step += 1
         if self.progress.step % self.config.train.log_every == 0:
             self.write_training_metrics()

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lora_exp import console
 from lora_exp.errors import UserError
-from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.folder import RunBusy, RunFolder
 from lora_exp.train.job import foretell, member, reason, train_pack
 
 if TYPE_CHECKING:
     from lora_exp.train.interruption import Interruption
     from lora_exp.train.run import Run
     from lora_exp.train.workplace import Workplace
-
-log = logging.getLogger("lora_exp")
 
 
 class Source(Protocol):
@@ -52,7 +50,7 @@ def work(source: Source, device: str) -> None:
     workplace = Workplace(choose_device(device))
     with Interruption() as stop:
         while not stop.requested and (first := source.take(None, 1)):
-            _Shift(source, workplace, stop).train(first[0])
+            _Shift(first[0], source, workplace, stop).train()
     if stop.requested:
         raise SystemExit(128 + stop.requested)
 
@@ -60,37 +58,39 @@ def work(source: Source, device: str) -> None:
 class _Shift:
     """A pack's time at a workplace: its runs, and those that take their places."""
 
-    def __init__(self, source: Source, workplace: Workplace, stop: Interruption) -> None:
+    def __init__(
+        self, first: Path, source: Source, workplace: Workplace, stop: Interruption
+    ) -> None:
         self.source, self.workplace, self.stop = source, workplace, stop
+        self._like, self._size = first, 1
         self._open: dict[Run, ExitStack] = {}
 
-    def train(self, first: Path) -> None:
-        runs = self._enter([first])
+    def train(self) -> None:
+        """Until all have ended."""
+        runs = self._enter([self._like])
         if not runs:
             return
-        self.like, self.size = first, 1
-        leader = runs[0]
-        if leader.layers:
+        takes = foretell(runs[0])
+        if runs[0].layers and takes is not None:
             from lora_exp.train.memory import pack_size
 
-            self.size = pack_size(leader)
-            foretell(leader)
-        if self.size > 1:
-            runs += self._enter(self.source.take(first, self.size - 1))
+            self._size = pack_size(runs[0], takes)
+        if self._size > 1:
+            runs += self._enter(self.source.take(self._like, self._size - 1))
         train_pack(runs, self.stop, self._more)
         self._close()
 
     def _more(self) -> Sequence[Run]:
         """Runs for the places that are free."""
         self._close()
-        free = self.size - len(self._open)
+        free = self._size - len(self._open)
         joining: list[Run] = []
-        while self.size > 1 and free > 0 and not self.stop.requested:
-            taken = self.source.take(self.like, free)
+        while self._size > 1 and free > 0 and not self.stop.requested:
+            taken = self.source.take(self._like, free)
             if not taken:
                 break
             joining += self._enter(taken)
-            free = self.size - len(self._open)
+            free = self._size - len(self._open)
         return joining
 
     def _enter(self, folders: Sequence[Path]) -> list[Run]:
@@ -98,29 +98,30 @@ class _Shift:
         entered = []
         for path in folders:
             folder, stack = RunFolder(path), ExitStack()
-            try:
-                stack.enter_context(folder.lock())
-            except UserError:
-                self.source.ended(path, "busy")
-                continue
-            if folder.result is not None:
-                stack.close()
-                folder.settle()
-                self.source.ended(path, "done")
-                continue
             # The beginning of its name by which `logs` and the like find it.
             name = folder.name[: len(folder.name) - len(folder.signature) + 4]
             logger = logging.getLogger(f"lora_exp.{folder.signature}")
             try:
+                stack.enter_context(folder.lock())
+                if folder.result is not None:
+                    stack.close()
+                    folder.settle()
+                    self.source.ended(path, "done")
+                    continue
                 stack.enter_context(console.also_to(folder.log, logger))
                 config = folder.config
                 backbone, data = self.workplace.prepare(config)
                 run = member(config, folder, self.workplace, backbone, data, name, None)
+            except RunBusy:
+                self.source.ended(path, "busy")
+                continue
             except Exception as error:
-                folder.set_status(
-                    "failed", reason=reason(error), attempt=folder.status.get("attempt", 0) + 1
-                )
-                log.error("%s: %s", name, reason(error))
+                trace = None if isinstance(error, UserError) else error
+                told = logging.LoggerAdapter(logger, {"run": name})
+                told.error("failed: %s", reason(error), exc_info=trace)
+                attempt = folder.status.get("attempt", 0) + 1
+                with suppress(OSError):  # where nothing can be written it is not written there
+                    folder.set_status("failed", reason=reason(error), attempt=attempt)
                 stack.close()
                 self.source.ended(path, "failed")
                 continue

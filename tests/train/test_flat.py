@@ -182,5 +182,5 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(
     module.is_causal = causal  # type: ignore[assignment]
     expected, _ = flat.attention(module, query, key, value, None, flat_layout=where, scaling=0.3)
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
-    found = flat._any_length(q, k, v, where, causal and not one_each, one_each, 0.3)
-    torch.testing.assert_close(found, expected)
+    asked = flat._Asked(where, one_each, causal and not one_each, 0.3, 0.0, 0)
+    torch.testing.assert_close(flat._any_length(q, k, v, asked)[None], expected)
