@@ -97,7 +97,10 @@ def grid(setting: Setting) -> list[Row]:
 
 def start(setting: Setting) -> list[Row]:
     """Showing a config."""
-    work = lambda: finish(command("-m", "lora_exp", "task=cola", "--cfg", "job"))  # noqa: E731
+
+    def work() -> None:
+        finish(command("-m", "lora_exp", "task=cola", "--cfg", "job"))
+
     work()
     middle, text = spread([timed(work) for _ in range(setting.repeats(15))])
     return [Row("`--cfg job`", f"{text} s", "", "", "0.5 s", middle < 0.5)]

@@ -8,6 +8,7 @@ FOLDER has `train.tsv` and `dev.tsv` with the columns `sentence` and `label`. Th
 
 import argparse
 import csv
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def main() -> None:
     model = get_peft_model(model, config)
 
     def encoded(split: str) -> list[dict]:
-        with open(f"{given.data}/{split}.tsv", newline="") as file:  # noqa: PTH123
+        with Path(given.data, f"{split}.tsv").open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         tokens = tokenizer([row["sentence"] for row in rows], truncation=True, max_length=32)
         labels = [int(row["label"]) for row in rows]

@@ -14,7 +14,7 @@ from lora_exp.errors import RunFailed, UserError
 if TYPE_CHECKING:
     from lora_exp.runs.config import Config
 
-VERBS = ("status", "show", "logs", "export", "import")
+VERBS = ("plan", "status", "show", "logs", "export", "import")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 CONF = next(
     folder
@@ -30,11 +30,10 @@ def main() -> None:
     """
     console.set_up()
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    if verb == "plan":  # takes overrides, as a run does
-        global _planning
-        _planning = True
-        del sys.argv[1]
-    guarded(_verb if verb in VERBS else _run_or_compose)
+    if verb == "plan":
+        guarded(_plan)
+    else:
+        guarded(_verb if verb in VERBS else _run_or_compose)
 
 
 def guarded(action: Callable[[], object]) -> None:
@@ -56,6 +55,16 @@ def leave(status: int, error: Exception) -> NoReturn:
         raise error
     print(f"lora_exp: {error}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _plan() -> None:
+    """The verb that takes overrides, as a run does."""
+    global _planning
+    del sys.argv[1]
+    if {"-m", "--multirun"} & {*sys.argv}:
+        raise UserError("plan: tells of one run. Leave out -m, and give one value for each key.")
+    _planning = True
+    _run_or_compose()
 
 
 def _verb() -> None:

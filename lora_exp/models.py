@@ -113,12 +113,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     transformers.logging.set_verbosity_error()
     place = locate(model)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            place,
-            revision=model.revision or "main",
-            trust_remote_code=False,
-            local_files_only=_offline(place),
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **_origin(model, place))
     except Exception as error:  # each format of tokenizer has its own
         raise UserError(_cannot_load(model, error)) from error
     _check_tokenizer(model, tokenizer)
@@ -155,12 +150,10 @@ def load(
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             place,
             config=config,
-            revision=model.revision or "main",
             dtype=torch.float32,
-            trust_remote_code=False,
-            local_files_only=_offline(place),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **_origin(model, place),
         )
     except Exception as error:  # each format of weights has its own
         raise UserError(_cannot_load(model, error)) from error
@@ -188,12 +181,7 @@ def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
 
     place = locate(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            place,
-            revision=model.revision or "main",
-            trust_remote_code=False,
-            local_files_only=_offline(place),
-        )
+        config = transformers.AutoConfig.from_pretrained(place, **_origin(model, place))
     except Exception as error:
         raise UserError(_cannot_load(model, error)) from error
     config.num_labels = outputs
@@ -281,11 +269,16 @@ def _content(states: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _offline(place: str) -> bool:
-    """Whether to look into the cache only: without network the hub's retries take half a minute."""
+def _origin(model: ModelConfig, place: str) -> dict[str, Any]:
+    """What transformers is told of where to look. Without network into the cache only: the hub's
+    retries take half a minute."""
     from lora_exp.hub import unreachable
 
-    return not Path(place).is_dir() and unreachable()
+    return {
+        "revision": model.revision or "main",
+        "trust_remote_code": False,
+        "local_files_only": not Path(place).is_dir() and unreachable(),
+    }
 
 
 def _check_weights(

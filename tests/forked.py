@@ -68,15 +68,21 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
 
 
 def kill_on_call(
-    owner: object, name: str, call: int, *, when: Callable[..., bool] = lambda *a, **k: True
+    owner: object,
+    name: str,
+    call: int,
+    *,
+    when: Callable[..., bool] = lambda *a, **k: True,
+    number: signal.Signals = signal.SIGKILL,
 ) -> None:
-    """Make this process kill itself, with SIGKILL, when a function is called for the n-th time.
+    """Make this process send itself a signal when a function is called for the n-th time.
 
     Args:
         owner: module or class that holds the function.
         name: of the function.
         call: number of the call, from 1, among those for which `when` holds.
         when: gets the function's arguments.
+        number: of the signal.
     """
     original = getattr(owner, name)
     calls = 0
@@ -86,7 +92,7 @@ def kill_on_call(
         if when(*arguments, **keywords):
             calls += 1
             if calls == call:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
         return original(*arguments, **keywords)
 
     setattr(owner, name, counted)

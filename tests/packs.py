@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,8 +89,7 @@ def train_in_child(
     configs: list[Config], size: int, before: Callable[[], None] | None = None
 ) -> int:
     """The same in a forked process; its exit status, minus the signal's number if one killed it."""
-    import lora_exp.train.loop  # noqa: F401 (so that no child has to)
-
+    importlib.import_module("lora_exp.train.loop")  # so that no child has to
     child = os.fork()
     if child == 0:
         status = 70

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
@@ -95,6 +96,7 @@ def encode(
     examples: Examples,
     max_length: int,
     cache: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Encoded:
     """Tokenise a split; texts over `max_length` tokens are cut, the longer one of a pair first.
 
@@ -105,15 +107,19 @@ def encode(
         cache: the folder where tokens are kept, under a hash of all that decides them, and found
             again; any number of processes may share it. What is damaged there is made anew, and a
             folder that cannot be written costs a warning: the result is the same in every bit.
+        cancelled: asked now and then.
+
+    Raises:
+        CancelledError: once it says so.
     """
     kind = np.float32 if isinstance(examples.labels[0], float) else np.int64
     labels = np.asarray(examples.labels, dtype=kind)
     key = None if cache is None else _key(tokenizer, examples, max_length)
     if cache is None or key is None:
-        return Encoded(*_tokenise(tokenizer, examples, max_length), labels)
+        return Encoded(*_tokenise(tokenizer, examples, max_length, cancelled), labels)
     tokens = _read(cache / key)
     if tokens is None:
-        tokens = _tokenise(tokenizer, examples, max_length)
+        tokens = _tokenise(tokenizer, examples, max_length, cancelled)
         _write(cache / key, tokens)
     return Encoded(*tokens, labels)
 
@@ -126,11 +132,18 @@ class _Tokens(NamedTuple):
     offsets: np.ndarray
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> _Tokens:
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    max_length: int,
+    cancelled: Callable[[], bool],
+) -> _Tokens:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
     lengths = [0]
     for start in range(0, len(examples), CHUNK):
+        if cancelled():
+            raise CancelledError
         some = examples.texts[start : start + CHUNK]
         first = [texts[0] for texts in some]
         second = [texts[1] for texts in some] if len(some[0]) > 1 else None

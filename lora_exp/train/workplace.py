@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +38,8 @@ class Workplace:
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._examples: dict[str, TaskData] = {}
         self._encoded: dict[str, dict[str, Encoded]] = {}
-        self._backbones: dict[str, dict[int, Backbone]] = {}
+        self._key = ""  # which backbone is warm
+        self._backbones: dict[int, Backbone] = {}  # with heads of so many outputs
 
     def prepare(self, config: Config) -> tuple[Backbone, Data]:
         """The model with its method on the device, and the tokenised data.
@@ -46,18 +49,24 @@ class Workplace:
         """
         examples = self._load_examples(config.task)
         metrics = choose_metrics(config.task.metrics, examples)
-        # The tokenizer works in native code, so the weights can be read meanwhile.
+        limit = min(config.train.max_length, self._tokenizer(config.model).model_max_length)
+        # The tokenizer works in native code, so the model can be made ready meanwhile; what is
+        # wrong with it is told without waiting for the tokenizer.
         with ThreadPoolExecutor(1) as background:
-            limit = min(config.train.max_length, self._tokenizer(config.model).model_max_length)
-            encoding = background.submit(self._encode, config, examples, limit)
-            backbone = self._backbone(config, examples.outputs)
-        splits = encoding.result()
+            hopeless = Event()
+            encoding = background.submit(self._encode, config, examples, limit, hopeless.is_set)
+            try:
+                backbone = self._backbone(config, examples.outputs)
+                methods.attach(backbone, config)
+                init_from.start(backbone, config)
+            except BaseException:
+                hopeless.set()
+                raise
+            splits = encoding.result()
         longest = min(config.train.max_length, backbone.longest)
         if longest < config.train.max_length:
             log.info("train.max_length: the model reads %d tokens at most.", longest)
             splits = self._encode(config, examples, longest)
-        methods.attach(backbone, config)
-        init_from.start(backbone, config)
         nn.Module.to(backbone.model, self.device)  # transformers' own wrapper hides the type
         set_precision(backbone, config.train.precision)
         if config.train.gradient_checkpointing:
@@ -81,7 +90,13 @@ class Workplace:
             self._tokenizers[key] = models.load_tokenizer(model)
         return self._tokenizers[key]
 
-    def _encode(self, config: Config, examples: TaskData, longest: int) -> dict[str, Encoded]:
+    def _encode(
+        self,
+        config: Config,
+        examples: TaskData,
+        longest: int,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Encoded]:
         """Every split, that of training first."""
         key = f"{_which(config.model)} {config.task} {tasks.fingerprint(config.task)} {longest}"
         if key not in self._encoded:
@@ -89,17 +104,20 @@ class Workplace:
             tokenizer = self._tokenizer(config.model)
             splits = {"train": examples.train} | examples.validation
             self._encoded[key] = {
-                name: encode(tokenizer, split, longest, cache) for name, split in splits.items()
+                name: encode(tokenizer, split, longest, cache, cancelled)
+                for name, split in splits.items()
             }
         return self._encoded[key]
 
     def _backbone(self, config: Config, outputs: int) -> Backbone:
         """A model without method: its own, or one around weights that it shares."""
         model = config.model
+        key = f"{_which(model)} {config.train.precision} {config.train.gradient_checkpointing}"
+        if not shares_backbone(config) or key != self._key:
+            self._backbones.clear()  # only one stays in memory
         if not shares_backbone(config):
             return loaded(model, outputs, self._tokenizer(model))
-        key = f"{_which(model)} {config.train.precision} {config.train.gradient_checkpointing}"
-        known = self._backbones.setdefault(key, {})
+        self._key, known = key, self._backbones
         if outputs not in known:
             backbone = loaded(model, outputs, self._tokenizer(model))
             if known:

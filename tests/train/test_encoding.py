@@ -357,3 +357,12 @@ def test_by_length_takes_each_example_once(tokens: int) -> None:
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
     assert all(len(batch) == 1 or lengths[batch].sum() <= tokens for batch in batches)
     assert all(max(1, lengths[batch].max()) * (len(batch) + 1) > tokens for batch in batches[:-1])
+
+
+def test_it_can_be_called_off(tokenizer: Any, tmp_path: Path) -> None:
+    from concurrent.futures import CancelledError
+
+    examples = Examples([("the doctor waits",)], [0])
+    with pytest.raises(CancelledError):
+        encode(tokenizer, examples, 30, tmp_path, cancelled=lambda: True)
+    assert len(encode(tokenizer, examples, 30, tmp_path)) == 1

@@ -57,6 +57,14 @@ def ours(folder: Path) -> Backbone:
     return backbone
 
 
+@pytest.fixture(params=["short", "long"])
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which attention works on a CPU."""
+    if request.param == "long":
+        monkeypatch.setattr(flat, "SHORT", 0)
+
+
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize(
     "architecture",
     ["bert", "roberta", "gpt2", "deberta-v2", "llama", "mistral", "qwen2", "qwen3", "phi3"],
@@ -69,6 +77,7 @@ def test_a_batch_equals_its_sequences_alone(architecture: str, tmp_path: Path) -
     torch.testing.assert_close(logits_of(backbone, given), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])
 def test_gradients_equal_those_of_a_padded_batch(architecture: str, tmp_path: Path) -> None:
     from lora_exp.train import padded

@@ -165,11 +165,7 @@ def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return [outcome(path) for path in queue(configs, 3)]
 
 
-def test_a_run_takes_the_place_of_one_that_ends(
-    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="lora_exp")
-    logging.getLogger("lora_exp").propagate = True
+def test_a_run_takes_the_place_of_one_that_ends(tiny: Path, tmp_path: Path) -> None:
     together = runs_in_a_queue(tiny, tmp_path / "together")
     states = train(together, 3)
     assert set(states.values()) == {"done"}
@@ -219,7 +215,10 @@ def test_a_run_of_a_pack_goes_on_alone(
     from lora_exp.train.optimiser import Optimiser
 
     configs = runs_in_a_queue(tiny, tmp_path)
-    kill = lambda: forked.kill_on_call(Optimiser, "update", 20)  # noqa: E731
+
+    def kill() -> None:
+        forked.kill_on_call(Optimiser, "update", 20)
+
     assert train_in_child(configs, 3, kill) == -signal.SIGKILL
     assert train_in_child(configs[:1], 1) == 0
     ours = [line["loss"] for line in outcome(queue(configs[:1], 1)[0])["lines"]]
@@ -227,21 +226,10 @@ def test_a_run_of_a_pack_goes_on_alone(
 
 
 def test_a_signal_preempts_every_run(tiny: Path, tmp_path: Path, undisturbed: Any) -> None:
-    import os
-
     from lora_exp.train.optimiser import Optimiser
 
     def send() -> None:
-        original, calls = Optimiser.update, 0
-
-        def update(self: Optimiser, step: int) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == 17:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, step)
-
-        Optimiser.update = update  # type: ignore[method-assign]
+        forked.kill_on_call(Optimiser, "update", 17, number=signal.SIGTERM)
 
     configs = runs_in_a_queue(tiny, tmp_path)
     assert train_in_child(configs, 3, send) == 128 + signal.SIGTERM

@@ -197,16 +197,7 @@ def test_a_signal_saves_and_leaves(
     def send_in_step() -> None:
         from lora_exp.train.optimiser import Optimiser
 
-        original, calls = Optimiser.update, 0
-
-        def update(self: Optimiser, step: int) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == 11:
-                os.kill(os.getpid(), number)
-            return original(self, step)
-
-        Optimiser.update = update  # type: ignore[method-assign]
+        forked.kill_on_call(Optimiser, "update", 11, number=number)
 
     arguments = recipe(tiny, tmp_path, "train.checkpoint_seconds=1000")
     left = forked.run(*arguments, before=send_in_step)
