@@ -44,12 +44,14 @@ class Need:
         return self.trained + round((1 + WORKING) * self.activations)
 
     def __str__(self) -> str:
-        parts = (self.backbone, self.trained, self.activations)
-        backbone, trained, activations = (f"{part / 2**20:,.0f} MiB" for part in parts)
+        whole = self.backbone + self.own
+        total, backbone, trained, activations = (
+            f"{part / 2**20:,.0f}"
+            for part in (whole, self.backbone, self.trained, self.activations)
+        )
         return (
-            f"memory of a step: about {(self.backbone + self.own) / 2**20:,.0f} MiB: backbone "
-            f"{backbone}, what is trained {trained}, activations {activations} ({self.tokens:,} "
-            "tokens) and half as much again"
+            f"memory of a step: about {total} MiB (backbone {backbone}, trained {trained}, "
+            f"activations {1 + WORKING:g} x {activations} for {self.tokens:,} tokens)"
         )
 
 
