@@ -23,10 +23,11 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)")
+REVISION = r"(?:refs/convert/parquet|[^/]+)"
+RESOLVE = re.compile(rf"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)")
 API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
-    r"(?:/(?P<verb>revision|tree|paths-info)/[^/]+(?:/(?P<path>.*))?)?"
+    rf"(?:/(?P<verb>revision|tree|paths-info)/{REVISION}(?:/(?P<path>.*))?)?"
 )
 
 GLUE_CARD = """---

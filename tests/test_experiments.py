@@ -33,6 +33,10 @@ CHOICES = [
     for group in ("task", "model", "method", "lora/placement", "tracker")
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
+OWN_DATA = {
+    "classification": ("task.data_dir=DIR", "task.text=[text]"),
+    "generation": ("task.data_dir=DIR",),
+}
 
 # What a recipe is: the keys that a script's file states itself, so that one file shows it whole.
 WHOLE = {"lora.r", "lora.alpha"} | {
@@ -147,8 +151,7 @@ def published(name: str, recipes: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_each_choice_composes_and_what_it_states_stands(group: str, option: str) -> None:
-    own_data = ("task.data_dir=DIR", "task.text=[text]") if option == "classification" else ()
-    config = run(f"{group}={option}", *own_data)
+    config = run(f"{group}={option}", *OWN_DATA.get(option, ()))
     values = stated(f"{group}/{option}")
     assert {key: value(config, key) for key in values} == values
 

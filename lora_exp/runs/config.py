@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -22,7 +24,8 @@ PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 INITIALISATIONS = ("kaiming_uniform", "normal", "pissa")
 BIASES = ("none", "lora_only", "all")
-TASK_KINDS = ("classification", "agreement")
+TASK_KINDS = ("classification", "agreement", "generation")
+CORPORA = ("e2e", "webnlg", "dart")
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman")
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("online", "offline", "disabled")
@@ -52,7 +55,8 @@ class TaskConfig:
     name: str = MISSING
     """Name in tables and run folders; also the task's folder inside `data_dir`."""
     kind: str = "classification"
-    """`classification` (tables of text and label, GLUE included) or `agreement` (generated)."""
+    """`classification` (tables of text and label, GLUE included), `agreement` (generated) or
+    `generation` (sources and the texts to write for them)."""
     data_dir: str | None = None
     """Folder with the data, or with a folder NAME that has it; null takes the data from the hub."""
     hub: str | None = None
@@ -74,6 +78,22 @@ class TaskConfig:
     """Validation splits; the first decides the best epoch, the others are only measured."""
     data_seed: int = 0
     """Seed of generated data (`agreement`); the run's own seed does not touch the data."""
+    train_examples: int | None = None
+    """Train on the first so many examples; null is all."""
+    corpus: str | None = None
+    """`generation`: `e2e`, `webnlg` or `dart`, read as their makers wrote them; null: a table."""
+    format: str | None = None
+    """`generation`: the format of the files (`csv`, `txt`, `xml`, ...) where a folder has several.
+    Of E2E, `txt` is the text of microsoft/LoRA, tokenised with blanks; no other format is."""
+    source: str = "source"
+    """`generation`: the column that the model reads."""
+    template: str | None = None
+    """`generation`: what the model reads instead, made of columns: `{question} {context}`."""
+    references: list[str] = field(default_factory=lambda: ["references"])
+    """`generation`: the columns of what it should write, each with a text or a list of texts."""
+    test: str | None = None
+    """`generation`: the split that is generated and measured at the end; null is the first
+    validation split."""
 
 
 @dataclass
@@ -301,6 +321,7 @@ def check(config: Config) -> None:
         choice("task.metrics", metric, METRICS)
     require(task.metrics != [], "task.metrics", task.metrics, "name at least one metric, or null.")
     require(bool(task.validation), "task.validation", task.validation, "name at least one split.")
+    positive("task.train_examples", task.train_examples)
     if task.kind == "classification":
         require(
             len(task.text) in (1, 2), "task.text", task.text, "name one or two columns of text."
@@ -311,7 +332,8 @@ def check(config: Config) -> None:
             "null",
             "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
         )
-
+    elif task.kind == "generation":
+        _check_generation(task, require, choice)
     else:
         for key, value in (("data_dir", task.data_dir), ("text", task.text or None)):
             require(
@@ -400,3 +422,53 @@ def check(config: Config) -> None:
 
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _check_generation(
+    task: TaskConfig, require: Callable[[bool, str, object, str], None], choice: Callable
+) -> None:
+    require(
+        task.data_dir is not None or task.hub is not None,
+        "task.data_dir",
+        "null",
+        "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
+    )
+    require(
+        not task.text, "task.text", task.text, "is for labels; here: task.source or task.template."
+    )
+    require(
+        task.format is None or task.data_dir is not None,
+        "task.format",
+        task.format,
+        "is of files; give their folder (task.data_dir=DIR).",
+    )
+    require(bool(task.references), "task.references", task.references, "name at least one column.")
+    if task.corpus is not None:
+        choice("task.corpus", task.corpus, CORPORA)
+        for key, value in (("source", task.source), ("template", task.template)):
+            untouched = value == getattr(TaskConfig(), key)
+            require(untouched, f"task.{key}", value, f"task.corpus={task.corpus} has its own.")
+    elif task.template is not None:
+        try:
+            names = placeholders(task.template)
+        except ValueError as error:
+            require(False, "task.template", task.template, f"{error}.")
+        else:
+            rule = "name a column in braces, such as {question}."
+            require(bool(names), "task.template", task.template, rule)
+
+
+def placeholders(template: str) -> list[str]:
+    """The columns that stand in braces in a template, in their order, each once.
+
+    Raises:
+        ValueError: for braces that hold anything but a column's name.
+    """
+    names = []
+    for _, name, spec, conversion in Formatter().parse(template):
+        if name is None:
+            continue
+        if not name or name.isdigit() or spec or conversion or re.search(r"[.\[\]]", name):
+            raise ValueError("braces hold the name of a column and nothing else")
+        names.append(name)
+    return list(dict.fromkeys(names))

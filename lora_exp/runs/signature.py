@@ -19,6 +19,7 @@ UNDECIDING = {
     "rerun",
     "tracker",
     "task.data_dir",
+    "task.format",
     "task.hub",
     "task.subset",
     "model.name_or_path",

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lora_exp.errors import UserError, nearest
+from lora_exp.errors import UserError
 from lora_exp.runs.config import TaskConfig
-from lora_exp.tasks import tables
+from lora_exp.tasks import files, tables
 from lora_exp.tasks.data import Examples, TaskData
 
 STEMS = {
@@ -21,12 +21,6 @@ STEMS = {
     "validation_mismatched": ("validation_mismatched", "dev_mismatched"),
 }
 """What the file of a split may be called; other splits have files of their own name."""
-
-SHOWN = 20
-"""Names that an error message shows of a folder."""
-
-SURROGATE = re.compile("[\ud800-\udfff]")
-"""What JSON can write as an escape, but no text can hold and no tokenizer can read."""
 
 
 def load(task: TaskConfig) -> TaskData:
@@ -55,9 +49,9 @@ def load(task: TaskConfig) -> TaskData:
         texts, labels = [], []
         for place, (*values, label) in read(split, [*task.text, task.label]):
             for column, text in zip(task.text, values, strict=True):
-                _check_text(place, column, text)
+                tables.check_text(place, column, text)
             if not any(values):  # one of a pair may be empty, as a question in QQP is
-                _check_text(place, task.text[0], None)
+                tables.check_text(place, task.text[0], None)
             texts.append(tuple(values))
             labels.append(label_of(place, label))
         if not labels:
@@ -129,7 +123,7 @@ def _name(place: str, value: object) -> str:
     if isinstance(value, str | int) and value != "":
         return str(value)
     raise UserError(
-        f"{place}: the label is {_shown(value)}; expected the name or the number of a class "
+        f"{place}: the label is {tables.shown(value)}; expected the name or the number of a class "
         "(for numbers to predict: task.regression=true)."
     )
 
@@ -148,25 +142,12 @@ def _number(place: str, value: object) -> float:
             return number
     except (ValueError, OverflowError):
         pass
-    raise UserError(f"{place}: the label is {_shown(value)}; expected a finite number.")
-
-
-def _check_text(place: str, column: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise UserError(f"{place}: the column {column!r} is {_shown(text)}; expected text.")
-    if SURROGATE.search(text):
-        raise UserError(
-            f"{place}: the column {column!r} has half of a surrogate pair, not Unicode."
-        )
-
-
-def _shown(value: object) -> str:
-    return "empty" if value is None or value == "" else repr(value)
+    raise UserError(f"{place}: the label is {tables.shown(value)}; expected a finite number.")
 
 
 def _source(task: TaskConfig) -> str:
     if task.data_dir is not None:
-        return str(_folder(task))
+        return str(files.folder(task))
     return f"{task.hub} ({task.subset})" if task.subset else f"{task.hub}"
 
 
@@ -178,64 +159,5 @@ def _read_files(task: TaskConfig, split: str, columns: Sequence[str]) -> Iterato
         yield from tables.rows(path, columns)
 
 
-def _folder(task: TaskConfig) -> Path:
-    assert task.data_dir is not None
-    top = Path(task.data_dir).expanduser()
-    if not top.is_dir():
-        what = "is not a folder" if top.exists() else "does not exist"
-        parent = top.absolute().parent
-        beside = [entry.name for entry in _listing(parent) if entry.is_dir()]
-        advice = f" {nearest(top.name, beside, kind=f'folders in {parent}')}" if beside else ""
-        raise UserError(f"task.data_dir={task.data_dir} {what}.{advice}")
-    return top / task.name if (top / task.name).is_dir() else top
-
-
-def _listing(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}).") from error
-
-
 def _files(task: TaskConfig, split: str) -> list[Path]:
-    """The file of a split, or its shards in order."""
-    folder = _folder(task)
-    stems = STEMS.get(split, (split,))
-    pattern = re.compile(
-        rf"({'|'.join(map(re.escape, stems))})"
-        rf"(?:{'|'.join(map(re.escape, tables.SUFFIXES))}|-\d+-of-(\d+)(?:-[0-9a-f]+)?\.parquet)"
-    )
-    candidates: dict[tuple[str, int], list[Path]] = {}
-    for path in _listing(folder):
-        if match := pattern.fullmatch(path.name):
-            stem, shards = match.groups()
-            candidate = (stem, int(shards)) if shards else (path.name, 1)
-            candidates.setdefault(candidate, []).append(path)
-    if not candidates:
-        raise _nothing_found(task, split, folder, stems)
-    found = ", ".join(path.name for paths in candidates.values() for path in paths)
-    if len(candidates) > 1:
-        raise UserError(
-            f"{folder}: each of {found} could be the split {split!r}. Keep one of them."
-        )
-    ((_, shards), paths) = candidates.popitem()
-    if len(paths) != shards:
-        raise UserError(
-            f"{folder}: the split {split!r} is {len(paths)} of {shards} shards ({found})."
-        )
-    return paths
-
-
-def _nothing_found(task: TaskConfig, split: str, folder: Path, stems: Sequence[str]) -> UserError:
-    looked = [
-        f"{stem}{ending}" for stem in stems for ending in (".tsv", ".csv", ".jsonl", ".parquet")
-    ]
-    names = [path.name + "/" * path.is_dir() for path in _listing(folder)]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    own = "" if folder.name == task.name else f" There is no folder {folder / task.name} either."
-    return UserError(
-        f"task {task.name}: no file for the split {split!r} in {folder}. Looked for "
-        f"{', '.join(looked)} (text also as .gz, parquet also in shards like "
-        f"{stems[0]}-00000-of-00001.parquet); "
-        f"there is {', '.join(names[:SHOWN]) or 'nothing'}{more}.{own}"
-    )
+    return files.find(task, split, STEMS.get(split, (split,)), tables.SUFFIXES)

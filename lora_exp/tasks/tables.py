@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -19,6 +20,9 @@ from typing import Any
 from lora_exp.errors import UserError, nearest
 
 SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What JSON can write as an escape, but no text can hold and no tokenizer can read."""
 
 Row = tuple[str, tuple[Any, ...]]
 """A row's place (`FILE:LINE`; `FILE, row N` for parquet) and its values."""
@@ -71,26 +75,32 @@ def digest(path: Path) -> str:
 @cache
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(str(path), path, error) from error
+        raise unreadable(str(path), path, error) from error
 
 
-def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+def open_binary(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """The file as it was before gzip, for reading."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def _unreadable(place: str, path: Path, error: Exception) -> UserError:
+def unreadable(place: str, path: Path, error: Exception) -> UserError:
+    """What to raise for a file that the system or gzip cannot read."""
     what = "gzip file" if path.suffix == ".gz" else "file"
     return UserError(f"{place}: not a readable {what} ({error}).")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines with their ends."""
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1, and the lines with their ends.
+
+    Raises:
+        UserError: for what is not UTF-8 or cannot be read, with the place.
+    """
     number = 0
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             for number, line in enumerate(file, 1):
                 if b"\0" in line:
                     raise UserError(
@@ -106,19 +116,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         place = f"{path}, after line {number}" if number else str(path)
-        raise _unreadable(place, path, error) from error
+        raise unreadable(place, path, error) from error
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
     # Not the csv module: even unquoted it ends a line at a carriage return inside a field.
-    for number, line in _lines(path):
+    for number, line in lines(path):
         content = line.removesuffix("\n").removesuffix("\r")
         if content:
             yield number, content.split("\t")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line for _, line in lines(path)), strict=True)
     start = 1
     try:
         for fields in reader:
@@ -149,6 +159,25 @@ def _with_header(
         yield f"{path}:{number}", tuple([fields[pick] for pick in picks])
 
 
+def check_text(place: str, column: str, text: object) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        UserError: that begins with `place` and names the column.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{place}: the column {column!r} is {shown(text)}; expected text.")
+    if SURROGATE.search(text):
+        raise UserError(
+            f"{place}: the column {column!r} has half of a surrogate pair, not Unicode."
+        )
+
+
+def shown(value: object) -> str:
+    """A value as messages show it."""
+    return "empty" if value is None or value == "" else repr(value)
+
+
 def find_column(place: str, header: Sequence[str], column: str) -> int:
     """The position of a column that must stand in the header once.
 
@@ -169,7 +198,7 @@ def _no_column(place: str, header: Sequence[str], column: str) -> UserError:
 
 
 def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if line.isspace():
             continue
         place = f"{path}:{number}"
