@@ -29,6 +29,7 @@ def _no_cuda() -> bool:
 EXPLAINED: dict[str, Callable[[], bool]] = {
     "needs a CUDA device": _no_cuda,
     "../shared": lambda: not SHARED.exists(),
+    "needs a SLURM cluster": lambda: "SLURM_CONF" not in os.environ,
 }
 
 
