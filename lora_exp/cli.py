@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
+from lora_exp.runs.config import CONF
 
 if TYPE_CHECKING:
     from lora_exp.runs.config import Config
 
-VERBS = ("plan", "status", "show", "logs", "export", "import")
-FULL_ERROR = "HYDRA_FULL_ERROR"
-CONF = next(
-    folder
-    for folder in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf")
-    if folder.is_dir()
+VERBS = (
+    "plan",
+    "status",
+    "show",
+    "logs",
+    "cancel",
+    "retry",
+    "rerun",
+    "clean",
+    "export",
+    "import",
 )
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:

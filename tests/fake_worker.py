@@ -17,7 +17,7 @@ from lora_exp.runs.folder import RunFolder
 RESULT = {"metrics": {"accuracy": 1.0}}
 
 
-def main(connection: Connection, device: Device) -> None:
+def main(connection: Connection, device: Device, quiet: bool) -> None:
     """Take packs until none is left."""
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -34,7 +34,7 @@ def main(connection: Connection, device: Device) -> None:
         raise SystemExit(143)
 
 
-def stillborn(connection: Connection, device: Device) -> None:
+def stillborn(connection: Connection, device: Device, quiet: bool) -> None:
     """A worker that dies before it asks for a run."""
     raise SystemExit(3)
 

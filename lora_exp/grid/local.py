@@ -1,35 +1,29 @@
-"""A grid on this machine: a coordinator that hands runs to warm workers, one for each device."""
+"""A grid on this machine."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import signal
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from types import FrameType
+from collections.abc import Sequence
 
-from lora_exp.grid import devices, plan, worker
+from lora_exp.grid import detached, devices, plan
+from lora_exp.grid.coordinator import Coordinator
 from lora_exp.grid.devices import Device
-from lora_exp.grid.plan import Plan, Point
-from lora_exp.grid.queue import CRASHES, Queue, Ticket
-from lora_exp.grid.table import Outcome, show
-from lora_exp.runs.folder import RunBusy, RunFolder
+from lora_exp.grid.plan import Point
+from lora_exp.grid.queue import Queue
+from lora_exp.grid.record import Grid
+from lora_exp.grid.table import Live, Outcome, outcomes, show, show_plan
+from lora_exp.runs.folder import RunFolder
 
 log = logging.getLogger("lora_exp")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-ONE_SIGNAL_SECONDS = 1.0
-"""Signals that follow so closely are one: a terminal and a wrapper may both deliver it."""
-LOOK_SECONDS = 0.2
-"""Between two looks whether a signal came."""
-START_ATTEMPTS = 2
-"""A device whose workers died so often before they asked for a run is given up."""
+
+
+class Stopped(SystemExit):
+    """A signal ended the grid; every run is saved. Exit status 128 + the signal's number."""
+
+    def __init__(self, number: signal.Signals, states: dict[str, str]) -> None:
+        super().__init__(128 + number)
+        self.states = states
 
 
 def train(points: Sequence[Point]) -> list[Outcome]:
@@ -40,224 +34,66 @@ def train(points: Sequence[Point]) -> list[Outcome]:
 
     Raises:
         UserError: for what is wrong with the points, before anything is written.
-        SystemExit: after a signal, with status 128 + its number; every run is preempted.
+        Stopped: after a signal.
     """
     planned = plan.make(points)
-    to_train = planned.to_train
-    for run in planned.runs:
-        if run.done:
-            run.folder.settle()
-    ended: dict[str, str] = {}
+    found = devices.choose(planned.device)[: len(planned.to_train)]
+    if planned.dry_run:
+        show_plan(planned, len(found), f"workers: {_described(found)}")
+        return planned.for_points(outcomes(planned, {}))
+    planned.settle()
+    states: dict[str, str] = {}
     stopped = None
-    if to_train:
-        found = devices.choose(planned.device)[: len(to_train)]
+    if planned.to_train:
         names = sorted({device.name for device in found if device.name})
-        plan.freeze(planned, ", ".join(names) or None)
-        log.info(
-            "Runs to train: %d, done already: %d; workers: %d (%s).",
-            len(to_train),
-            len(planned.runs) - len(to_train),
-            len(found),
-            ", ".join(names) or "CPU, one thread each",
-        )
-        coordinator = Coordinator(queue_of(planned), found)
-        coordinator.run()
-        stopped = coordinator.stopped
-        ended = {ticket.path.name: ticket.state for ticket in coordinator.queue.tickets}
-    outcomes = [Outcome.of(run, ended.get(run.folder.name, "done")) for run in planned.runs]
-    show(outcomes)
+        grid = plan.freeze(planned, {"name": "local"}, ", ".join(names) or None)
+        runs = [run.folder for run in planned.to_train]
+        try:
+            if planned.detach:
+                detached.start(grid, runs)
+            else:
+                states = train_runs(grid, runs)
+        except Stopped as stop:
+            states, stopped = stop.states, stop
+    ended = outcomes(planned, states)
+    show(ended)
     if stopped is not None:
-        raise SystemExit(128 + stopped)
-    return [outcomes[number] for number in planned.of_point]
+        raise stopped
+    return planned.for_points(ended)
 
 
-def queue_of(planned: Plan) -> Queue:
-    """The runs to train, in order, each with the pack it was in before."""
-    return Queue(
-        [
-            Ticket(
-                run.folder.path,
-                key=plan.pack_key(run.config),
-                most=run.config.pack.size,
-                label=run.folder.status.get("pack"),
-            )
-            for run in planned.to_train
-        ]
+def train_runs(grid: Grid, runs: Sequence[RunFolder]) -> dict[str, str]:
+    """Train runs whose folders there are already.
+
+    Args:
+        grid: of which they are.
+        runs: in order.
+
+    Returns:
+        For the name of each run how it ended: a state, or `busy` if another process trains it.
+
+    Raises:
+        UserError: if there is no such device here as they want.
+        Stopped: after a signal.
+    """
+    tickets = plan.tickets(runs)
+    found = devices.choose(runs[0].config.device)[: len(runs)]
+    log.info(
+        "Grid %s: %d of %d runs to train; workers: %s.",
+        grid.name,
+        len(runs),
+        len(grid.record["runs"]),
+        _described(found),
     )
+    with Live.of(grid.name, tickets) as look:
+        coordinator = Coordinator(Queue(tickets), found, look)
+        coordinator.run()
+    states = {ticket.path.name: ticket.state for ticket in tickets}
+    if coordinator.stopped is not None:
+        raise Stopped(coordinator.stopped, states)
+    return states
 
 
-@dataclass(eq=False)
-class _Worker:
-    """A process, as the coordinator sees it."""
-
-    number: int
-    device: int
-    process: SpawnProcess
-    connection: Connection
-    asked: bool = False
-    """It has got as far as to ask for a run."""
-
-
-class Coordinator:
-    """Answers the workers' requests, and replaces those that die."""
-
-    def __init__(self, queue: Queue, found: Sequence[Device]) -> None:
-        """
-        Args:
-            queue: what to train.
-            found: the devices, one worker each.
-        """
-        self.queue = queue
-        self._devices = found
-        self._stillborn: Counter[int] = Counter()
-        self._workers: list[_Worker] = []
-        self._numbers = count(1)
-        self._signals: list[tuple[signal.Signals, float]] = []
-        self._draining = False
-
-    @property
-    def stopped(self) -> signal.Signals | None:
-        """The signal that asked to stop, if any."""
-        return self._signals[0][0] if self._signals else None
-
-    def run(self) -> None:
-        """Until every run has ended, or after a signal every worker.
-
-        The first signal has every run saved; a second one stops at once.
-        """
-        with self._listening():
-            try:
-                self._start()
-                while self._workers:
-                    self._heed()
-                    for ready in self._ready():
-                        self._answer(ready)
-                    for dead in [one for one in self._workers if one.process.exitcode is not None]:
-                        self._bury(dead)
-                    self._start()
-            finally:
-                for one in self._workers:  # only if something here went wrong
-                    one.process.kill()
-
-    def _start(self) -> None:
-        """A worker on each free device, while there are runs that nobody is about to take."""
-        if self._signals:
-            return
-        busy = {one.device for one in self._workers}
-        starting = sum(not one.asked for one in self._workers)
-        for device, what in enumerate(self._devices):
-            usable = device not in busy and self._stillborn[device] < START_ATTEMPTS
-            if usable and len(self.queue.pending) > starting:
-                context = multiprocessing.get_context("spawn")
-                ours, theirs = context.Pipe()
-                process = context.Process(target=worker.main, args=(theirs, what))
-                process.start()
-                theirs.close()  # so that the worker's end is the only one
-                one = _Worker(next(self._numbers), device, process, ours)
-                self._workers.append(one)
-                self.queue.workers.add(one.number)
-                starting += 1
-
-    def _ready(self) -> list[_Worker]:
-        """The workers that have said something; waits a moment for one to speak or to die."""
-        ends = [one.connection for one in self._workers if not one.connection.closed]
-        sentinels = [one.process.sentinel for one in self._workers]
-        found = wait([*ends, *sentinels], timeout=LOOK_SECONDS)
-        return [one for one in self._workers if one.connection in found]
-
-    def _answer(self, one: _Worker) -> None:
-        """Take one message of a worker, and answer it."""
-        try:
-            kind, *details = one.connection.recv()
-        except (EOFError, OSError):
-            one.connection.close()  # it is ending
-            return
-        if kind == "ended":
-            self._ended(*details)
-            return
-        one.asked = True
-        like, number = details
-        granted = [] if self._signals else self.queue.take(one.number, like, number)
-        try:
-            one.connection.send(granted)
-        except OSError:
-            for path in granted:
-                self.queue.give_back(path)
-
-    def _ended(self, path, state: str) -> None:
-        if state == "preempted" and not self._signals:
-            # Somebody stopped that worker, but not the grid.
-            self.queue.give_back(path, RunFolder(path).status.get("pack"))
-        else:
-            self.queue.ended(path, state)
-
-    def _bury(self, dead: _Worker) -> None:
-        """Take a dead worker's last words, and give again what it had."""
-        while not dead.connection.closed and dead.connection.poll():
-            self._answer(dead)
-        dead.connection.close()
-        self._workers.remove(dead)
-        how = _described(dead.process.exitcode or 0)
-        if self._signals:
-            self.queue.workers.discard(dead.number)
-            return
-        if not dead.asked:
-            self._stillborn[dead.device] += 1
-            log.error("A worker could not be started (%s).", how)
-        for ticket in self.queue.died(dead.number):
-            self._lost(ticket, how)
-
-    def _lost(self, ticket: Ticket, how: str) -> None:
-        """See what became of a run whose worker died."""
-        folder = RunFolder(ticket.path)
-        if folder.result is not None:
-            folder.settle()
-            self.queue.ended(ticket.path, "done")
-        elif ticket.state != "failed":
-            log.warning("%s: its worker died (%s). It is given again, alone.", folder.name, how)
-        else:
-            reason = f"Its worker died {CRASHES} times, at last with this run alone: {how}."
-            log.error("%s: %s", folder.name, reason)
-            progress = ("attempt", "step", "total_steps", "epoch", "pack")
-            try:
-                with folder.lock():
-                    kept = {key: value for key, value in folder.status.items() if key in progress}
-                    folder.set_status("failed", **kept, reason=f"{reason} See {folder.log}.")
-            except RunBusy:
-                self.queue.ended(ticket.path, "busy")
-
-    def _heed(self) -> None:
-        """Do what the signals that came ask for."""
-        if not self._signals:
-            return
-        (first, since), (_, latest) = self._signals[0], self._signals[-1]
-        if not self._draining:
-            self._draining = True
-            log.warning("%s: every run is saved. A second one stops at once.", first.name)
-            for one in self._workers:
-                one.process.terminate()
-        elif latest - since > ONE_SIGNAL_SECONDS:
-            for one in self._workers:
-                one.process.kill()
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Meanwhile, signals are only noted."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._signals.append((signal.Signals(number), time.monotonic()))
-
-        former = {number: signal.signal(number, note) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-
-def _described(exitcode: int) -> str:
-    """How a process ended, for people."""
-    if exitcode >= 0:
-        return f"exit status {exitcode}"
-    name = signal.Signals(-exitcode).name
-    return f"{name}, out of memory?" if name == "SIGKILL" else name
+def _described(found: Sequence[Device]) -> str:
+    names = sorted({device.name for device in found if device.name})
+    return f"{len(found)} ({', '.join(names) or 'CPU, one thread each'})"

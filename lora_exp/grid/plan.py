@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lora_exp.errors import UserError
+from lora_exp.grid import snapshot
+from lora_exp.grid.queue import Ticket
+from lora_exp.grid.record import Grid
 from lora_exp.methods import shares_backbone
+from lora_exp.runs import files
 from lora_exp.runs.config import Config, check
-from lora_exp.runs.folder import RunBusy, RunFolder
+from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.lease import RunBusy, is_held
 from lora_exp.runs.provenance import provenance
 from lora_exp.train.job import Identity, identify
 
+OF_THE_GRID = {
+    "device": "kind of device",
+    "outputs": "folder of outputs",
+    "grid": "name",
+    "dry_run": "answer",
+    "detach": "answer",
+}
+"""What all points of a grid have in common."""
+T = TypeVar("T")
 POINTS_SHOWN = 3
 """Most points that a message lists."""
 
@@ -36,8 +53,8 @@ class PlannedRun:
     identity: Identity
     overrides: list[str]
     """Of its first point."""
-    done: bool
-    """It has a result already, and shall keep it."""
+    before: str
+    """What became of it before: `new`, a state of its status, or `busy`: trained at this moment."""
 
     @property
     def config(self) -> Config:
@@ -48,6 +65,16 @@ class PlannedRun:
     def folder(self) -> RunFolder:
         """Where it is written down."""
         return self.identity.folder
+
+    @property
+    def done(self) -> bool:
+        """It has a result already, and shall keep it."""
+        return self.before == "done" and not self.config.rerun
+
+    @property
+    def failed(self) -> bool:
+        """It failed, and is not trained again before somebody asks for that."""
+        return self.before == "failed" and not self.config.rerun
 
 
 @dataclass(frozen=True)
@@ -60,73 +87,147 @@ class Plan:
     """For each point, the number of its run."""
     device: str
     """`auto`, `cpu` or `cuda`: what all points want."""
+    dry_run: bool
+    """It is only to be shown."""
+    detach: bool
+    """It is left to a process of its own."""
 
     @property
     def to_train(self) -> list[PlannedRun]:
-        """The runs without a result."""
-        return [run for run in self.runs if not run.done]
+        """The runs without a result; those that failed wait until they are asked for."""
+        return [run for run in self.runs if not run.done and not run.failed]
+
+    def for_points(self, of_runs: Sequence[T]) -> list[T]:
+        """What belongs to each point, from what belongs to each run."""
+        return [of_runs[number] for number in self.of_point]
+
+    def settle(self) -> None:
+        """Complete what a killed process left of runs that are done."""
+        for run in self.runs:
+            if run.done:
+                run.folder.settle()
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of the first run, and for a grid with one folder that of all."""
+        return self.runs[0].folder.path.parent.parent
+
+    def packs(self) -> list[list[PlannedRun]]:
+        """The runs to train, those together that can be, as many as `pack.size` allows."""
+        packs: dict[str, list[list[PlannedRun]]] = {}
+        for run in self.to_train:
+            key, most = pack_key(run.config), run.config.pack.size
+            found = packs.setdefault(key or run.folder.name, [[]])
+            if len(found[-1]) == most:
+                found.append([])
+            found[-1].append(run)
+        return [pack for found in packs.values() for pack in found]
 
 
-def make(points: Sequence[Point]) -> Plan:
+def make(points: Sequence[Point], *, several_devices: bool = False) -> Plan:
     """Check and identify every point; nothing is written.
+
+    Args:
+        points: of the grid.
+        several_devices: a run may be trained by several processes.
 
     Raises:
         UserError: for what is wrong with any of the points, all of it at once.
     """
-    runs: dict[tuple[str, str], PlannedRun] = {}
-    keys: list[tuple[str, str]] = []
+    runs: dict[str, PlannedRun] = {}
+    keys: list[str] = []
     problems: dict[str, list[int]] = {}
     unidentified: dict[str, UserError] = {}
-    wanted: set[str] = set()
+    wanted: dict[str, set[object]] = {key: set() for key in OF_THE_GRID}
     for number, point in enumerate(points):
         try:
             config = point.config()
             check(config)
-            wanted.add(config.device)
-            _check_processes(config)
+            for key, found in wanted.items():
+                found.add(getattr(config, key))
+            if not several_devices:
+                _check_processes(config)
             identity = _identify(config, unidentified)
         except UserError as error:
             for problem in re.split(r"\n(?=\S)", str(error)):
                 problems.setdefault(problem, []).append(number)
             continue
-        key = (str(identity.folder.path.parent), identity.signature)
+        key = identity.signature
         keys.append(key)
         if key not in runs:
-            done = identity.folder.result is not None and not config.rerun
-            runs[key] = PlannedRun(identity, point.overrides, done)
-    device = ",".join(sorted(wanted))
-    if len(wanted) > 1:
-        problems[f"device={device}: one grid trains on one kind of device."] = [*range(len(points))]
+            runs[key] = PlannedRun(identity, point.overrides, _before(identity.folder))
+    for key, found in wanted.items():
+        if len(found) > 1:
+            values = ",".join(sorted(map(str, found)))
+            problems[f"{key}={values}: one grid has one {OF_THE_GRID[key]}."] = [
+                *range(len(points))
+            ]
     if problems:
         raise UserError(_told(problems, distinguishing([point.overrides for point in points])))
     order = {key: number for number, key in enumerate(runs)}
-    return Plan(list(runs.values()), [order[key] for key in keys], device)
+    first = next(iter(runs.values())).config
+    numbers = [order[key] for key in keys]
+    return Plan(list(runs.values()), numbers, first.device, first.dry_run, first.detach)
 
 
-def freeze(plan: Plan, gpu: str | None) -> None:
-    """Write down the runs to train, so that nothing that is edited later changes them.
+def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
+    """Write down the grid and the runs to train, so that nothing that is edited later changes them.
 
     What another process trains at this moment is left as it is.
 
     Args:
         plan: checked.
-        gpu: names of the GPUs that will train it, None for CPUs.
+        launcher: `name`, `local` or `slurm`, and its settings.
+        gpu: names of the GPUs that will train it, None for CPUs or if that is not known.
 
     Raises:
         UserError: if the outputs folder cannot be written to.
     """
-    record = provenance(signature="", group="", overrides=[], gpu=gpu)
+    record, patch = provenance(signature="", group="", overrides=[], gpu=gpu)
+    own = {"command": record["command"], "snapshot": snapshot.take(plan.outputs).name}
+    folders = [run.folder for run in plan.runs]
+    grid = Grid.create(plan.outputs, plan.runs[0].config.grid, folders, launcher, **own)
+    if patch:
+        kept = grid.path / f"{own['snapshot']}.patch"
+        files.write(kept, patch)
+        patch = kept
     for run in plan.to_train:
         folder = run.folder
-        own = {"signature": run.identity.signature, "group": run.identity.group}
+        own |= {"signature": run.identity.signature, "group": run.identity.group}
         with suppress(RunBusy), folder.lock():
-            if folder.result is not None:
+            if folder.result is not None and run.config.rerun:
                 folder.supersede()
-            folder.create(
-                replace(run.config, rerun=False), record | own | {"overrides": run.overrides}
-            )
-            if not folder.has_status:
-                folder.set_status("queued", attempt=0)
+            if folder.result is None:
+                config = replace(run.config, rerun=False, dry_run=False, detach=False)
+                folder.create(
+                    config, record | own | {"overrides": run.overrides}, patch, durable=False
+                )
+                queue(folder)
+    os.sync()  # once for all of them
+    return grid
+
+
+def tickets(runs: Sequence[RunFolder]) -> list[Ticket]:
+    """The runs for a queue, in order, each with the pack it was in before."""
+    found = []
+    for run in runs:
+        config = run.config
+        label = run.status.get("pack")
+        found.append(Ticket(run.path, pack_key(config), config.pack.size, label))
+    return found
+
+
+def queue(folder: RunFolder) -> None:
+    """Let a run be trained, whatever became of it before; it is locked by this process."""
+    folder.withdraw_cancel()
+    folder.set_status("queued", **({"attempt": 0} | folder.progress))
+
+
+def _before(folder: RunFolder) -> str:
+    if not (folder.path / "config.yaml").exists():
+        return "new"
+    state = folder.status["state"]
+    return "busy" if state != "done" and is_held(folder.leases) else state
 
 
 def pack_key(config: Config) -> str | None:
@@ -163,8 +264,8 @@ def _check_processes(config: Config) -> None:
     if processes > 1:
         raise UserError(
             f"train.devices={config.train.devices} train.nodes={config.train.nodes}: a grid trains "
-            "each run on one device. Leave them out, or give hydra/launcher=basic: then the points "
-            "run one after the other, each on several devices."
+            "each run on one device. Leave them out, or give hydra/launcher=slurm, or hydra/launcher="
+            "basic: then the points run one after the other, each on several devices."
         )
 
 

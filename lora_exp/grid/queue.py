@@ -36,6 +36,8 @@ class Queue:
 
     tickets: Sequence[Ticket]
     workers: set[int] = field(default_factory=set)
+    peers: int = 1
+    """Coordinators, on several nodes, that work on the same runs."""
 
     def __post_init__(self) -> None:
         self._by_path = {ticket.path: ticket for ticket in self.tickets}
@@ -112,7 +114,7 @@ class Queue:
         given = [ticket for ticket in self.tickets if ticket.worker is not None]
         elsewhere = {ticket.worker for ticket in given if ticket.key != like.key}
         of_key = len(same) + sum(ticket.key == like.key for ticket in given)
-        able = len(self.workers - elsewhere)
+        able = len(self.workers - elsewhere) * self.peers
         has = len(self.held(worker))
         share = -(-of_key // max(1, able)) - has - len(former)
         chosen = former + (unlabelled or others)[: max(0, share)]

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from lora_exp import console
+from lora_exp.grid import devices
 from lora_exp.grid.devices import Device
 
 
@@ -35,19 +36,27 @@ class Remote:
             self._connection.send(("ended", run, state))
 
 
-def main(connection: Connection, device: Device) -> None:
-    """Train until nothing is left or a signal comes; the target of a spawned process."""
+def main(connection: Connection, device: Device, quiet: bool) -> None:
+    """Train until nothing is left or a signal comes; the target of a spawned process.
+
+    Args:
+        connection: to the coordinator.
+        device: to train on.
+        quiet: its lines go to the logs of the runs alone.
+    """
     # Ctrl-C and a closed terminal reach the whole process group; the coordinator, or its end, says
     # when to save. From `work` on, Ctrl-C is the same request.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(device.environment)
     console.set_up(alone=False)
+    console.console.quiet = quiet
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
     from lora_exp.train.work import work
 
-    work(Remote(connection), device.kind)
+    with devices.held(device):
+        work(Remote(connection), device.kind)
 
 
 def _leave_with_parent() -> None:

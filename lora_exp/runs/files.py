@@ -40,6 +40,15 @@ def commit(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def link(source: Path, path: Path) -> None:
+    """One more name for a file that is never changed; a copy where the file system has no links."""
+    if not path.exists():
+        try:
+            os.link(source, path)
+        except OSError:
+            write(path, source.read_bytes())
+
+
 def check_new(folder: Path) -> None:
     """See, before anything expensive starts, whether `new_folder` may be made.
 

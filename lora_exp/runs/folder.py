@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from lora_exp.errors import UserError
 from lora_exp.runs import files
-from lora_exp.runs.config import Config, from_mapping, to_yaml
+from lora_exp.runs.config import Config, from_yaml, to_yaml
+from lora_exp.runs.lease import Lease, Owner, RunBusy, hold
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of a run's `adapter/`."""
+PROGRESS = ("attempt", "step", "total_steps", "epoch", "seconds", "pack")
+"""Of the status: how far the run has come."""
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
-
-
-class RunBusy(UserError):
-    """Another process trains this run at the moment."""
 
 
 class RunFolder:
@@ -33,13 +29,15 @@ class RunFolder:
 
     ============== ============================================================ ====================
     config.yaml    the whole resolved config                                    once, first
-    run.json       signature, group, command, code, packages, host              once
+    run.json       signature, group, command, code, packages, host, config      once
+    code.patch     what was changed in the code since its commit, if anything   once
     status.json    state, epoch, step, heartbeat, attempt, reason               replaced
     metrics.jsonl  one JSON object a line: step, epoch, split, values           appended
     result.json    the result; its presence means done                          once
     adapter/       every trained tensor, in the form that PEFT opens            at each new best
     checkpoint/    all that an exact resume needs                               periodically
     log.txt        the log                                                      appended
+    cancel         somebody asks for an end without a result                    at any time
     ============== ============================================================ ====================
     """
 
@@ -50,25 +48,46 @@ class RunFolder:
         self.checkpoint = path / "checkpoint"
         self.metrics_file = path / "metrics.jsonl"
         self.log = path / "log.txt"
+        self._cancel = path / "cancel"
+        self._lease: Lease | None = None  # while this process holds the run
 
     @property
     def signature(self) -> str:
         """The last part of the folder's name."""
         return self.name.rsplit("-", 1)[-1]
 
-    def create(self, config: Config, provenance: dict[str, Any]) -> None:
-        """Make the folder of a run that is to start or to be queued; one that exists stays."""
+    def create(
+        self,
+        config: Config,
+        provenance: dict[str, Any],
+        patch: Path | str = "",
+        *,
+        durable: bool = True,
+    ) -> None:
+        """Make the folder of a run that is to start or to be queued; one that exists stays.
+
+        Args:
+            config: of the run.
+            provenance: the content of run.json, to which the config is added.
+            patch: of the code, or a file that has it.
+            durable: as in `files.write`.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.path)
         if not (self.path / "config.yaml").exists():
-            files.write(self.path / "config.yaml", to_yaml(config))
+            files.write(self.path / "config.yaml", to_yaml(config), durable=durable)
         if not (self.path / "run.json").exists():
-            files.write_json(self.path / "run.json", provenance)
+            if isinstance(patch, Path):
+                files.link(patch, self.path / "code.patch")
+            elif patch:
+                files.write(self.path / "code.patch", patch)
+            whole = provenance | {"config": asdict(config)}
+            files.write_json(self.path / "run.json", whole, durable=durable)
 
     @property
     def config(self) -> Config:
         """The config that the run was made with."""
-        return from_mapping(OmegaConf.load(self.path / "config.yaml"))
+        return from_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -77,9 +96,16 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """`status.json`; a valid result beats any state written there."""
+        """`status.json`; that there is a result, or none, beats the state written there."""
         status = self._written_status or {"state": "queued", "attempt": 0}
-        return status | {"state": "done"} if self.result is not None else status
+        if self.result is not None:
+            return status | {"state": "done"}
+        return status | {"state": "preempted"} if status["state"] == "done" else status
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What of the status stays true while nobody trains the run."""
+        return {key: value for key, value in self.status.items() if key in PROGRESS}
 
     @property
     def has_status(self) -> bool:
@@ -99,18 +125,30 @@ class RunFolder:
         return files.read_json(self.path / "result.json")
 
     def set_status(self, state: State, **details: Any) -> None:
-        """Replace the status: `attempt`, `step`, `epoch`, `reason` and the like in `details`."""
+        """Replace the status: `attempt`, `step`, `epoch`, `reason` and the like in `details`.
+
+        Raises:
+            Fenced: if another process has taken the run over.
+        """
+        self.fence()
+        here = Owner.here()
         status = {
             "state": state,
             "heartbeat": time.time(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            "host": here.host,
+            "pid": here.pid,
+            "job": here.job,
             **details,
         }
         files.write_json(self.path / "status.json", status, durable=False)  # a dozen for each run
 
     def finish(self, result: dict[str, Any], **details: Any) -> None:
-        """Write the result: from now on the run is done, and needs no checkpoint any more."""
+        """Write the result: from now on the run is done, and needs no checkpoint any more.
+
+        Raises:
+            Fenced: if another process has taken the run over.
+        """
+        self.fence()
         files.write_json(self.path / "result.json", result)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         self.set_status("done", **details)
@@ -145,8 +183,26 @@ class RunFolder:
     def _superseded(self) -> Path:
         return self.path.parent.parent / "superseded"
 
+    @property
+    def cancel_requested(self) -> bool:
+        """Somebody has asked for the run's end."""
+        return self._cancel.exists()
+
+    def request_cancel(self) -> None:
+        """Ask for the run's end: who trains it saves it and leaves it as `cancelled`."""
+        self._cancel.touch()
+
+    def withdraw_cancel(self) -> None:
+        """The run may go on."""
+        self._cancel.unlink(missing_ok=True)
+
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl.
+
+        Raises:
+            Fenced: if another process has taken the run over.
+        """
+        self.fence()
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
@@ -181,29 +237,32 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run: no second process of this machine trains it meanwhile.
-
-        The lock goes with the process, however it ends.
+        """Hold the run: no second process trains it meanwhile, here or on another machine.
 
         Raises:
             RunBusy: if another process holds it.
             UserError: if nothing can be written there.
         """
-        path = self.path.parent.parent / "locks" / self.signature
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
-        except OSError as error:
-            raise UserError(f"{path.parent}: cannot be written to ({error.strerror}).") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                status = self.status
-                who = (
-                    f"process {status['pid']} on {status['host']}" if "pid" in status else "another"
-                )
-                raise RunBusy(
-                    f"{self.path}: this run is being trained by {who}. Wait for it, or stop it."
-                ) from None
-            yield
+            with hold(self.leases) as self._lease:
+                yield
+        except RunBusy as error:
+            raise RunBusy(
+                f"{self.path}: this run is being trained by {error}. Wait for it, or stop it."
+            ) from None
+        finally:
+            self._lease = None
+
+    @property
+    def leases(self) -> Path:
+        """Where it is known who holds the run."""
+        return self.path.parent.parent / "leases" / self.signature
+
+    def fence(self) -> None:
+        """See, before something is written, that the run has not been taken over.
+
+        Raises:
+            Fenced: if it has.
+        """
+        if self._lease is not None:
+            self._lease.check()

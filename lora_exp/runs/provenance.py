@@ -16,8 +16,8 @@ PACKAGES = ("lora-exp", "torch", "transformers", "safetensors", "datasets", "tok
 
 def provenance(
     *, signature: str, group: str, overrides: list[str], gpu: str | None
-) -> dict[str, Any]:
-    """The content of `run.json`.
+) -> tuple[dict[str, Any], str]:
+    """The content of `run.json`, and the patch of the code (`code.patch`).
 
     Args:
         signature: of the run.
@@ -25,21 +25,23 @@ def provenance(
         overrides: what the user gave on the command line.
         gpu: name of the device, None on a CPU.
     """
-    return {
+    git, patch = git_state(Path(__file__)) or (None, "")
+    record = {
         "signature": signature,
         "group": group,
         "overrides": overrides,
         "command": shlex.join(["python", "-m", "lora_exp", *sys.argv[1:]]),
-        "git": git_state(Path(__file__)),
+        "git": git,
         "packages": {"python": platform.python_version()} | _versions(),
         "host": platform.node(),
         "gpu": gpu,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    return record, patch
 
 
-def git_state(file: Path) -> dict[str, Any] | None:
-    """The commit of the checkout that a file belongs to and what was changed since.
+def git_state(file: Path) -> tuple[dict[str, Any], str] | None:
+    """The commit of the checkout that a file belongs to, and the patch of what was changed since.
 
     None where the file is not under version control (an installed package) or there is no git.
     """
@@ -55,7 +57,7 @@ def git_state(file: Path) -> dict[str, Any] | None:
         patch = git("diff", "HEAD", "--binary")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "dirty": bool(patch), "patch": patch}
+    return {"commit": commit, "dirty": bool(patch)}, patch
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,10 @@ from lora_exp.runs.config import Config
 # Where a run happens, how often it is written down and who watches: none of it decides the result.
 # The data, the backbone and an adapter to start from enter by their fingerprints.
 UNDECIDING = {
+    "detach",
     "device",
+    "dry_run",
+    "grid",
     "outputs",
     "pack",
     "rerun",

@@ -6,7 +6,7 @@ import logging
 import platform
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
 from lora_exp.runs.config import Config, with_absolute_paths
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.lease import Fenced
 from lora_exp.runs.provenance import provenance
 from lora_exp.runs.signature import group, signature
 from lora_exp.runs.store import folder_of
@@ -100,7 +101,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     others = ranks.join(device, processes)
     workplace = Workplace(device)
     backbone, data = workplace.prepare(config)
-    record = provenance(
+    record, patch = provenance(
         signature=found.signature, group=found.group, overrides=overrides, gpu=device_name(device)
     )
     with ExitStack() as stack:
@@ -111,7 +112,8 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
             if folder.result is not None:
                 kept = console.shown(folder.supersede())
                 log.info("The former result is kept in %s.", kept)
-            folder.create(config, record)
+            folder.create(config, record, patch)
+            folder.withdraw_cancel()
             stack.enter_context(console.also_to(folder.log))
         run = member(config, folder, workplace, backbone, data, "", others)
         if others.first:
@@ -125,6 +127,9 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
         raise SystemExit(128 + stop.requested)
     if run.state == "failed":
         raise RunFailed(f"{folder.path}: {run.reason}")
+    if run.state != "done":
+        told = {"busy": "another process has taken it over", "cancelled": "it was cancelled"}
+        raise RunFailed(f"{folder.path}: {told[run.state]}.")
     return folder.result or {}
 
 
@@ -259,7 +264,8 @@ def train_pack(
             train(pack, runs, stop, bar, more)
         except KeyboardInterrupt:
             for run in pack.members:
-                run.preempt(save=False)
+                with suppress(Fenced):
+                    run.preempt(save=False)
         except Exception as error:  # in what they share
             for run in pack.members:
                 run.fail(reason(error), error)

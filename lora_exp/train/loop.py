@@ -37,6 +37,8 @@ def train(
             pack.preempt()
             return
         before = len(pack.members)
+        for run in [run for run in pack.members if run.ranks.any(run.cancelled)]:
+            pack.cancel(run)
         evaluate_due(pack, stop, bar)
         for run in [run for run in pack.members if run.finished and not run.evaluation_due]:
             with pack.blaming(run):
@@ -49,10 +51,13 @@ def train(
             if any(run.checkpoint_due for run in pack.members):
                 pack.save()
                 pack.expel()
+        for run in pack.members:
+            with pack.blaming(run):
+                run.heartbeat()
+        pack.expel()
         if len(pack.members) < before:
             pack.join(more())
         for run in pack.members:
-            run.heartbeat()
             if run not in tasks:
                 tasks[run] = bar.add_task("training", total=run.total_steps, note="")
             note = f"epoch {run.epoch:.2f}"

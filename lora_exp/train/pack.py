@@ -17,6 +17,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from lora_exp.runs.lease import Fenced
 from lora_exp.train import checkpoint
 from lora_exp.train.device import is_out_of_memory
 from lora_exp.train.forward import Piece, forward
@@ -140,7 +141,17 @@ class Pack:
         self.save()
         self.expel()
         for run in self.members:
-            run.preempt()
+            with self.blaming(run):
+                run.preempt()
+        self.expel()
+
+    def cancel(self, run: Run) -> None:
+        """Let a run go whose end somebody asked for; the others have a checkpoint first."""
+        with self.blaming(run):
+            self.save()
+            self.leave(run)
+            run.preempt("cancelled", save=False)
+        self.expel()
 
     @contextmanager
     def blaming(self, run: Run) -> Iterator[None]:
@@ -158,7 +169,9 @@ class Pack:
             if self.members:
                 self.save()
             for run, error in failed.items():
-                if isinstance(error, Diverged):
+                if isinstance(error, Fenced):
+                    run.abandon()
+                elif isinstance(error, Diverged):
                     run.fail(str(error))
                 else:
                     run.fail(f"{type(error).__name__}: {error}", error)

@@ -19,6 +19,7 @@ from lora_exp.methods import method, parameter_counts, trained
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder, State
+from lora_exp.runs.lease import Fenced
 from lora_exp.train import checkpoint
 from lora_exp.train.batches import epoch_order
 from lora_exp.train.device import peak_memory
@@ -120,6 +121,7 @@ class Run:
         self.log = logging.LoggerAdapter(logger, {"run": name})
         self.state = "running"
         self.reason: str | None = None
+        self.cancelled = False  # somebody asked for its end
         self.saved_step = 0  # that of the newest checkpoint
         train = config.train
         self.steps_per_epoch = math.ceil(len(data.train) / train.batch_size)
@@ -279,25 +281,36 @@ class Run:
         """Write what is trained, as it is now."""
         if not self.ranks.first:
             return
+        self.folder.fence()
         self.folder.adapter.mkdir(exist_ok=True)
         for file, content in method(self.config.method).files(self.backbone, self.config).items():
             files.write(self.folder.adapter / file, content)
 
     def heartbeat(self, *, now: bool = False) -> None:
-        """Say in the status that the run is alive, every few seconds."""
+        """Say in the status that the run is alive, every few seconds, and see whether it may go on.
+
+        Raises:
+            Fenced: if another process has taken the run over.
+        """
         if now or time.monotonic() - self._beat >= HEARTBEAT_SECONDS:
             self._beat = time.monotonic()
             self._set_status("running")
+            self.cancelled = self.folder.cancel_requested
 
     def _set_status(self, state: State, **details: Any) -> None:
         if self.ranks.first:
             self.folder.set_status(state, **details, **self._position())
+
+    @property
+    def _wall_seconds(self) -> float:
+        return self.progress.wall_seconds + time.monotonic() - self._begun
 
     def _position(self) -> dict[str, Any]:
         return {
             "step": self.progress.step,
             "total_steps": self.total_steps,
             "epoch": self.epoch,
+            "seconds": round(self._wall_seconds, 1),
             "attempt": self.attempt,
             "pack": (self.progress.together or "").partition(":")[0] or None,
         }
@@ -311,6 +324,8 @@ class Run:
             together: names the moment, if other runs write theirs as well.
         """
         self.read_losses()
+        if self.ranks.first:
+            self.folder.fence()
         began = time.monotonic()
         self.progress.wall_seconds += began - self._begun
         self._begun = began
@@ -349,7 +364,6 @@ class Run:
         best = progress.best
         assert best is not None
         counts = parameter_counts(self.backbone, self.config.method)
-        wall = progress.wall_seconds + time.monotonic() - self._begun
         result = {
             "metrics": best["metrics"],
             "last_metrics": progress.last,
@@ -358,7 +372,7 @@ class Run:
             "steps": progress.step,
             "trainable_parameters": counts[self.config.method] + counts["head"],
             "total_parameters": counts["total"],
-            "wall_seconds": round(wall, 3),
+            "wall_seconds": round(self._wall_seconds, 3),
             "train_seconds": round(progress.train_seconds, 3),
             "tokens_per_second": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
             "peak_memory_bytes": max(progress.peak_memory, peak_memory(self.device)),
@@ -368,18 +382,28 @@ class Run:
         self._end("done", result["metrics"])
         return result
 
-    def preempt(self, *, save: bool = True) -> None:
-        """Leave: the same command goes on from here or, unless it is saved, from the checkpoint."""
+    def preempt(self, state: State = "preempted", *, save: bool = True) -> None:
+        """Leave: the same command goes on from here or, unless it is saved, from the checkpoint.
+
+        Args:
+            state: `preempted`, or `cancelled` if that was asked for.
+            save: write a checkpoint first.
+        """
         if save:
             self.save()
-        self._set_status("preempted")
-        self._end("preempted", {})
+        self._set_status(state)
+        self._end(state, {})
+
+    def abandon(self) -> None:
+        """Leave the run to the process that has taken it over, and write nothing more."""
+        self.log.warning("Another process has taken this run over; this one leaves it.")
+        self.state = "busy"
 
     def fail(self, reason: str, error: Exception | None = None) -> None:
         """Give up; everything written so far stays."""
         self.reason = reason
         self.log.error("failed: %s", reason, exc_info=error)
-        with suppress(OSError):  # a full disk may be the reason
+        with suppress(OSError, Fenced):  # a full disk may be the reason
             self._set_status("failed", reason=reason)
         self._end("failed", {})
 

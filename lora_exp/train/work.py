@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from lora_exp import console
 from lora_exp.errors import UserError
-from lora_exp.runs.folder import RunBusy, RunFolder
+from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.lease import Fenced, RunBusy
 from lora_exp.train.job import foretell, member, reason, train_pack
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class Source(Protocol):
         ...
 
     def ended(self, run: Path, state: str) -> None:
-        """Told of each run that was taken: `done`, `failed`, `preempted`, or `busy` if another
-        process trains it."""
+        """Told of each run that was taken: `done`, `failed`, `cancelled`, `preempted`, or `busy` if
+        another process trains it."""
         ...
 
 
@@ -53,6 +54,21 @@ def work(source: Source, device: str) -> None:
             _Shift(first[0], source, workplace, stop).train()
     if stop.requested:
         raise SystemExit(128 + stop.requested)
+
+
+def _ended(folder: RunFolder) -> str | None:
+    """How a run that is not to be trained has ended; it is locked by this process.
+
+    One that failed was given to a worker before: planning, or `retry`, queues it anew if it is to
+    be trained again.
+    """
+    if folder.result is not None:
+        return "done"
+    status = folder.status
+    if folder.cancel_requested and status["state"] != "cancelled":
+        folder.set_status("cancelled", **folder.progress)
+    state = folder.status["state"]
+    return state if state in ("failed", "cancelled") else None
 
 
 class _Shift:
@@ -103,10 +119,10 @@ class _Shift:
             logger = logging.getLogger(f"lora_exp.{folder.signature}")
             try:
                 stack.enter_context(folder.lock())
-                if folder.result is not None:
+                if (ended := _ended(folder)) is not None:
                     stack.close()
                     folder.settle()
-                    self.source.ended(path, "done")
+                    self.source.ended(path, ended)
                     continue
                 stack.enter_context(console.also_to(folder.log, logger))
                 config = folder.config
@@ -120,7 +136,8 @@ class _Shift:
                 told = logging.LoggerAdapter(logger, {"run": name})
                 told.error("failed: %s", reason(error), exc_info=trace)
                 attempt = folder.status.get("attempt", 0) + 1
-                with suppress(OSError):  # where nothing can be written it is not written there
+                # Where nothing can be written it is not written there.
+                with suppress(OSError, Fenced):
                     folder.set_status("failed", reason=reason(error), attempt=attempt)
                 stack.close()
                 self.source.ended(path, "failed")

@@ -13,9 +13,9 @@ from pathlib import Path
 import fake_worker
 import pytest
 
-from lora_exp.grid import local, worker
+from lora_exp.grid import coordinator, worker
+from lora_exp.grid.coordinator import Coordinator
 from lora_exp.grid.devices import Device
-from lora_exp.grid.local import Coordinator
 from lora_exp.grid.queue import Queue, Ticket
 from lora_exp.runs.folder import RunFolder
 
@@ -123,7 +123,7 @@ def test_a_signal_preempts_and_what_follows_at_once_is_the_same(grid: Grid, tmp_
 def test_a_second_signal_stops_at_once(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "ONE_SIGNAL_SECONDS", 0.1)
+    monkeypatch.setattr(coordinator, "ONE_SIGNAL_SECONDS", 0.1)
 
     def stop() -> None:
         wait_for(tmp_path / "runs" / "a" / "given")

@@ -119,7 +119,7 @@ def test_a_table_shows_the_runs_in_the_order_of_the_grid(
 def test_lines_of_workers_say_whose_they_are(undisturbed: tuple[Path, str, str]) -> None:
     _, _, lines = undisturbed
     first, *others = lines.splitlines()
-    assert first.startswith("Runs to train: 4, done already: 0; workers: ")
+    assert re.match(r"Grid [\d-]+: 4 of 4 runs to train; workers: \d+ \(", first)
     assert len({line.split()[0] for line in others if "(best so far)" in line}) == 4
     assert "Traceback" not in lines
 
@@ -188,7 +188,7 @@ def test_stopped_grids_go_on(
     check_equal(tmp_path, undisturbed[0])
 
 
-def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(
+def test_a_failed_run_does_not_stop_the_others_and_waits_until_it_is_asked_for(
     tiny: Path, tmp_path: Path
 ) -> None:
     given = [f"model.name_or_path={tiny}", f"outputs={tmp_path}", "train.max_steps=4"]
@@ -201,9 +201,11 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(
     assert "Traceback" not in ended.stderr
     again = run(*grid)
     assert again.returncode == 1
-    assert "2 runs: 1 done before, 1 failed" in again.stdout
+    assert re.search(r"train\.lr=1e\+30 +failed before +the loss is nan", again.stdout)
+    assert "2 runs: 1 done before, 1 failed before" in again.stdout
+    assert "python -m lora_exp retry state=failed" in again.stdout
     (failed,) = [run for run in all_runs(tmp_path) if run.status["state"] == "failed"]
-    assert failed.status["attempt"] == 2
+    assert failed.status["attempt"] == 1
 
 
 def test_a_run_of_another_process_is_left_to_it(

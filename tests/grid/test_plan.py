@@ -21,6 +21,8 @@ from lora_exp.runs.config import (
     TrainConfig,
 )
 
+LOCAL = {"name": "local"}
+
 
 @pytest.fixture
 def base(tiny: Path, tmp_path: Path) -> Config:
@@ -65,14 +67,14 @@ def test_points_that_differ_in_nothing_that_decides_are_one_run(base: Config) ->
 
 def test_a_grid_is_for_one_kind_of_device(base: Config) -> None:
     assert make([point(base, device="cpu", seed=seed) for seed in (1, 2)]).device == "cpu"
-    with pytest.raises(UserError, match="device=auto,cpu: one grid trains on one kind of device"):
+    with pytest.raises(UserError, match="device=auto,cpu: one grid has one kind of device"):
         make([point(base, device="cpu"), point(base, device="auto")])
 
 
 def test_runs_with_a_result_are_not_trained_unless_asked_for(base: Config) -> None:
     points = [point(base, seed=1), point(base, seed=2)]
     first = make(points)
-    freeze(first, None)
+    freeze(first, LOCAL, None)
     first.runs[0].folder.finish({"metrics": {"accuracy": 1.0}})
     again = make(points)
     assert [run.done for run in again.runs] == [True, False]
@@ -148,13 +150,13 @@ def test_runs_are_written_down_before_they_are_trained(
     asked: list[str] = []
     original = plan.provenance
 
-    def provenance(**about: Any) -> dict[str, Any]:
+    def provenance(**about: Any) -> tuple[dict[str, Any], str]:
         asked.append("git")
         return original(**about)
 
     monkeypatch.setattr(plan, "provenance", provenance)
     planned = make([point(base, seed=seed) for seed in (1, 2, 3)])
-    freeze(planned, "A GPU")
+    freeze(planned, LOCAL, "A GPU")
     assert asked == ["git"], "once a grid"
     for run in planned.runs:
         assert run.folder.config == run.config
@@ -169,29 +171,30 @@ def test_runs_are_written_down_before_they_are_trained(
 
 def test_what_is_there_already_stays(base: Config) -> None:
     points = [point(base, seed=1), point(base, seed=2)]
-    freeze(make(points), None)
+    freeze(make(points), LOCAL, None)
     folder = make(points).runs[0].folder
     folder.set_status("preempted", attempt=3, pack="P")
-    freeze(make(points), "another")
+    freeze(make(points), LOCAL, "another")
     assert folder.provenance["gpu"] is None
-    assert folder.status["state"] == "preempted"
+    assert folder.status["state"] == "queued"
     assert folder.status["attempt"] == 3
+    assert folder.status["pack"] == "P"
 
 
 def test_a_run_that_another_process_trains_is_not_touched(base: Config) -> None:
     planned = make([point(base, seed=1), point(base, seed=2)])
     folder = planned.runs[0].folder
     with folder.lock():
-        freeze(planned, None)
+        freeze(planned, LOCAL, None)
     assert not folder.path.exists()
     assert planned.runs[1].folder.path.exists()
 
 
 def test_a_run_that_is_trained_again_keeps_its_former_result(base: Config, tmp_path: Path) -> None:
-    freeze(make([point(base)]), None)
+    freeze(make([point(base)]), LOCAL, None)
     make([point(base)]).runs[0].folder.finish({"metrics": {"accuracy": 0.25}})
     again = make([point(base, rerun=True)])
-    freeze(again, None)
+    freeze(again, LOCAL, None)
     (kept,) = (tmp_path / "outputs" / "superseded").iterdir()
     assert "0.25" in (kept / "result.json").read_text()
     folder = again.runs[0].folder

@@ -19,7 +19,7 @@ def test_what_is_written_once_is_not_overwritten(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(config(), {"command": "first"})
     folder.create(config(), {"command": "second"})
-    assert folder.provenance == {"command": "first"}
+    assert folder.provenance["command"] == "first"
 
 
 def test_states(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
     assert ended.status == 0, ended.output
     assert "lora              2,048" in ended.output
     folder = RunFolder(forked.folder_of(tmp_path))
-    assert {path.name for path in folder.path.iterdir()} == {
+    dirty = (folder.provenance["git"] or {}).get("dirty", False)
+    assert (folder.path / "code.patch").exists() == dirty
+    assert {path.name for path in folder.path.iterdir()} - {"code.patch"} == {
         "adapter",
         "config.yaml",
         "log.txt",

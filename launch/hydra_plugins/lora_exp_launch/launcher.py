@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from hydra_plugins.lora_exp_launch.compose import Composer
 
 if TYPE_CHECKING:
+    from lora_exp.grid.plan import Point
     from lora_exp.grid.table import Outcome
     from lora_exp.runs.config import Config
 
@@ -47,13 +48,18 @@ class LocalLauncher(Launcher):
         """
         from hydra.core.hydra_config import HydraConfig
 
-        from lora_exp.grid import local
         from lora_exp.grid.plan import Point
 
         HydraConfig.instance().set_config(self.config)  # for ${hydra:...} in a config
         given = [list(overrides) for overrides in job_overrides]
-        outcomes = local.train([Point(point, partial(self._config_of, point)) for point in given])
+        outcomes = self.train([Point(point, partial(self._config_of, point)) for point in given])
         return [_returned(*pair) for pair in zip(given, outcomes, strict=True)]
+
+    def train(self, points: Sequence[Point]) -> list[Outcome]:
+        """Train them here; see `lora_exp.grid.local.train`."""
+        from lora_exp.grid import local
+
+        return local.train(points)
 
     def _config_of(self, overrides: list[str]) -> Config:
         from lora_exp import cli, console
@@ -78,6 +84,9 @@ def _returned(overrides: list[str], outcome: Outcome) -> JobReturn:
     if outcome.result is not None:
         returned.status = JobStatus.COMPLETED
         returned.return_value = main_metric(outcome.result)
+    elif outcome.state in ("new", "queued"):  # only shown, or left to others
+        returned.status = JobStatus.COMPLETED
+        returned.return_value = None
     else:
         returned.status = JobStatus.FAILED
         returned.return_value = RunFailed(f"{outcome.run.folder.path}: {outcome.reason}")

@@ -1,0 +1,52 @@
+"""A grid on this machine that goes on without its terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_exp import console
+from lora_exp.grid import snapshot
+from lora_exp.grid.record import Grid
+from lora_exp.runs.folder import RunFolder
+
+
+def start(grid: Grid, runs: Sequence[RunFolder]) -> None:
+    """Train runs, whose folders there are already, in the background, with the code of now."""
+    code = grid.outputs / "snapshots" / grid.record["snapshot"]
+    names = [run.name for run in runs]
+    command = [sys.executable, "-m", "lora_exp.grid.detached", str(grid.path), *names]
+    more = {"PYTHONPATH": snapshot.python_path(code)}
+    with grid.log.open("a") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | more,
+        )
+    console.log.info(
+        "Grid %s goes on in the background (process %d). Its log: %s. It is stopped by: python -m "
+        "lora_exp cancel grid=%s",
+        grid.name,
+        process.pid,
+        console.shown(grid.log),
+        grid.name,
+    )
+
+
+def main() -> None:
+    """`python -m lora_exp.grid.detached GRID RUN ...`."""
+    from lora_exp.grid.local import train_runs
+
+    console.set_up()
+    grid = Grid(Path(sys.argv[1]))
+    train_runs(grid, [RunFolder(grid.outputs / "runs" / name) for name in sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    main()

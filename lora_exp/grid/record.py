@@ -1,0 +1,140 @@
+"""What is written down of a grid: which runs it has, how it was started, its jobs on a cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from lora_exp.errors import UserError, nearest
+from lora_exp.runs import files
+from lora_exp.runs.folder import RunFolder
+
+
+class Grid:
+    """`outputs/grids/NAME/`; a run may belong to several grids.
+
+    =========== =============================================================== =================
+    grid.json   name, command, created, launcher and its settings, runs in order at submission
+    jobs.jsonl  a line for each job of a cluster                                 appended
+    log.txt     what a grid in the background, or its jobs, had to say           appended
+    =========== =============================================================== =================
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.outputs = path.parent.parent
+        self.log = path / "log.txt"
+        self._jobs = path / "jobs.jsonl"
+
+    @classmethod
+    def create(
+        cls,
+        outputs: Path,
+        name: str | None,
+        runs: Sequence[RunFolder],
+        launcher: dict[str, Any],
+        **more: Any,
+    ) -> Self:
+        """Write a grid down. One with this name is joined: its runs stay, further ones follow.
+
+        Args:
+            outputs: the folder of all runs.
+            name: None: made from the time.
+            runs: in order.
+            launcher: its `name`, `local` or `slurm`, and its settings.
+            more: for the record: command, snapshot.
+
+        Raises:
+            UserError: for a name that no folder can have.
+        """
+        if name is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+            raise UserError(f"grid={name}: a name has letters, digits, and - _ . between them.")
+        grids = outputs / "grids"
+        grids.mkdir(parents=True, exist_ok=True)
+        grid = cls(grids / (name or _unused(grids)))
+        grid.path.mkdir(exist_ok=True)
+        with (grid.path / "lock").open("a") as lock:  # two commands may join it at once
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = grid.record.get("runs", [])
+            record = {
+                "name": grid.name,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "cwd": str(Path.cwd()),
+                "launcher": launcher,
+                **more,
+                "runs": list(dict.fromkeys([*known, *(run.name for run in runs)])),
+            }
+            files.write_json(grid.path / "grid.json", record)
+        return grid
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`grid.json`."""
+        return files.read_json(self.path / "grid.json") or {}
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        """In order; those that were cleaned away are left out."""
+        folders = (self.outputs / "runs" / name for name in self.record["runs"])
+        return [RunFolder(path) for path in folders if path.is_dir()]
+
+    @property
+    def launcher(self) -> dict[str, Any]:
+        """How it was started: `name`, `local` or `slurm`, and settings."""
+        return self.record["launcher"]
+
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """Of the cluster, in the order in which they were submitted: `job` and what was said of
+        each."""
+        if not self._jobs.exists():
+            return []
+        lines = self._jobs.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def add_job(self, **fields: Any) -> None:
+        """Write a job down: `job` is its number, `tasks` how many it has."""
+        with self._jobs.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"submitted": time.time()} | fields) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def all_grids(outputs: Path) -> list[Grid]:
+    """Every grid, by name."""
+    folder = outputs / "grids"
+    if not folder.is_dir():
+        return []
+    return [Grid(path) for path in sorted(folder.iterdir()) if (path / "grid.json").exists()]
+
+
+def find_grid(outputs: Path, name: str) -> Grid:
+    """The grid of this name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    grids = {grid.name: grid for grid in all_grids(outputs)}
+    if name not in grids:
+        hint = nearest(name, grids, kind="grids") if grids else f"There are none in {outputs}."
+        raise UserError(f"grid={name}: there is no such grid. {hint}")
+    return grids[name]
+
+
+def _unused(grids: Path) -> str:
+    base = name = time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while True:
+        try:
+            (grids / name).mkdir()
+            return name
+        except FileExistsError:
+            number += 1
+            name = f"{base}-{number}"
