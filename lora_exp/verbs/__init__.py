@@ -1,0 +1,24 @@
+"""The verbs: questions about runs that exist, and what is to become of them."""
+
+from __future__ import annotations
+
+import typer
+
+from lora_exp.verbs import adapters, cancel, clean, logs, rerun, retry, show, status
+
+app = typer.Typer(
+    name="lora_exp",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Runs that exist. To train one, give overrides: python -m lora_exp task=rte lora.r=8",
+)
+app.command()(status.status)
+app.command()(show.show)
+app.command()(logs.logs)
+app.command()(cancel.cancel)
+app.command()(retry.retry)
+app.command()(rerun.rerun)
+app.command()(clean.clean)
+app.command()(adapters.export)
+app.command("import")(adapters.import_)

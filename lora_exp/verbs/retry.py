@@ -1,0 +1,206 @@
+"""`retry`: runs that ended without a result are trained again, as they were started."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lora_exp.errors import RunFailed, UserError
+from lora_exp.grid.record import Grid
+from lora_exp.runs.config import CONF, Config, schema
+from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.lease import RunBusy
+from lora_exp.runs.records import LOST, Records, RunRecord
+from lora_exp.verbs.arguments import Filter, Outputs
+from lora_exp.verbs.choice import required
+from lora_exp.verbs.text import count
+
+HERE = {"name": "local"}
+"""The launcher of runs that are of no grid."""
+Part = tuple[Grid, Sequence[RunFolder], dict[str, Any]]
+"""Runs of a grid, and the launcher that is to train them."""
+RETRIED = ("failed", "cancelled", "preempted", LOST)
+
+
+def retry(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
+    """Train runs that failed or were cancelled, preempted or lost, from their last checkpoints.
+
+    Each is trained as its grid was, on this machine or on SLURM, unless the launcher is given as
+    well: retry state=failed hydra/launcher=slurm hydra.launcher.time=04:00:00. Runs that are queued
+    are left to those who have them, unless the filter says state=queued.
+    """
+    words = filters or []
+    given = [word for word in words if word.startswith(("hydra/", "hydra."))]
+    selector = required([word for word in words if word not in given], "retry")
+    outputs = outputs.absolute()  # also for jobs, which run somewhere else
+    records = Records(outputs)
+    wanted = (*RETRIED, "queued") if selector.names("state") else RETRIED
+    chosen = [run for run in selector.among(records.runs) if run.state in wanted]
+    again = [run for run in chosen if not _goes_on(run, records)]
+    if len(again) < len(chosen):
+        typer.echo(f"Left to their SLURM jobs, which go on: {count(len(chosen) - len(again))}.")
+    parts = _by_grid(again)
+    launchers = [_launcher(grid.launcher if grid else HERE, given) for grid, _ in parts]
+    if any(each["name"] == "slurm" for each in launchers) and not shutil.which("sbatch"):
+        raise UserError("retry: there is no sbatch here; hydra/launcher=local trains here.")
+    work: list[Part] = []
+    for (grid, runs), launcher in zip(parts, launchers, strict=True):
+        if queued := [run.folder for run in runs if _queue(run.folder)]:
+            command = shlex.join(["python", "-m", "lora_exp", *sys.argv[1:]])
+            grid = grid or Grid.create(outputs, None, queued, launcher, command=command)
+            work.append((grid, queued, launcher))
+    if not work:
+        typer.echo(f"There is nothing to retry among the runs of {selector}.")
+        return
+    names = [run.name for _, runs, _ in work for run in runs]
+    typer.echo(f"Queued again: {count(len(names))}.")
+    _train(work)
+    _tell(outputs, names)
+
+
+def _goes_on(run: RunRecord, records: Records) -> bool:
+    """Jobs of its grid will take it up of themselves."""
+    if run.state in ("failed", "cancelled"):
+        return False
+    jobs = [job for grid in run.grids for job in records.jobs_of(grid).values()]
+    return any(job.known and not job.ended for job in jobs)
+
+
+def _by_grid(runs: Sequence[RunRecord]) -> list[tuple[Grid | None, list[RunRecord]]]:
+    """The runs by their newest grid; None: those that are of none."""
+    found: dict[Path | None, tuple[Grid | None, list[RunRecord]]] = {}
+    for run in runs:
+        grid = run.grids[-1] if run.grids else None
+        found.setdefault(grid and grid.path, (grid, []))[1].append(run)
+    return list(found.values())
+
+
+def _queue(folder: RunFolder) -> bool:
+    """Let a run be trained, unless it is, or is done by now."""
+    from lora_exp.grid.plan import queue
+
+    try:
+        with folder.lock():
+            if folder.result is None:
+                queue(folder)
+                return True
+    except RunBusy as error:
+        typer.echo(str(error), err=True)
+    return False
+
+
+def _train(work: Sequence[Part]) -> None:
+    """Submit what is for SLURM, which is quickly done; then train here what is for here.
+
+    All of it is trained with the code of now, which may have been mended meanwhile.
+    """
+    for grid, runs, launcher in work:
+        if launcher["name"] == "slurm":
+            from lora_exp.grid import slurm, snapshot
+
+            settings = {key: value for key, value in launcher.items() if key != "name"}
+            code = snapshot.take(grid.outputs)
+            slurm.submit(grid, runs, slurm.SlurmSettings.of(settings), code=code)
+    for grid, runs, launcher in work:
+        if launcher["name"] == "local":
+            _train_here(grid, runs)
+
+
+def _train_here(grid: Grid, runs: Sequence[RunFolder]) -> None:
+    from lora_exp.grid import local
+    from lora_exp.train.job import execute
+
+    several = [run for run in runs if _processes(run.config) > 1]
+    if single := [run for run in runs if run not in several]:
+        local.train_runs(grid, single)
+    for run in several:  # each has all devices for itself
+        with suppress(RunFailed):  # it is told at the end
+            config = replace(run.config, outputs=str(grid.outputs))
+            execute(config, run.provenance.get("overrides") or [])
+
+
+def _processes(config: Config) -> int:
+    return config.train.devices * config.train.nodes
+
+
+def _tell(outputs: Path, names: Sequence[str]) -> None:
+    """Where the runs stand now.
+
+    Raises:
+        RunFailed: if one of them has failed again.
+    """
+    from lora_exp.verbs.status import listed
+
+    wanted = {*names}
+    runs = [run for run in Records(outputs).runs if run.name in wanted]
+    typer.echo(listed(runs))
+    failed = sum(run.state == "failed" for run in runs)
+    if failed:
+        raise RunFailed(f"{count(failed)} failed again.")
+
+
+# -- the launcher ----------------------------------------------------------------------------------
+
+
+def _launcher(recorded: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """How a grid is trained: as it was recorded, but for what the user has said.
+
+    Args:
+        recorded: the grid's launcher, `name` and settings.
+        words: `hydra/launcher=NAME`, `hydra.launcher.KEY=VALUE`.
+
+    Raises:
+        UserError: for a launcher or setting that there is not.
+    """
+    if any(word.startswith("hydra/launcher=") for word in words):
+        return _composed(words)
+    return _with_settings(recorded, words) if words else recorded
+
+
+def _with_settings(recorded: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    from lora_exp.cli import VERBS
+    from lora_exp.explain import explained
+    from lora_exp.grid.slurm import SlurmSettings
+
+    if recorded["name"] != "slurm":
+        raise UserError(f"{words[0]}: hydra/launcher={recorded['name']} has no settings.")
+    settings = OmegaConf.create({key: value for key, value in recorded.items() if key != "name"})
+    with explained(CONF, VERBS):
+        for override in OverridesParser.create().parse_overrides(list(words)):
+            key = override.key_or_group.removeprefix("hydra.launcher.")
+            OmegaConf.update(settings, key, override.value(), force_add=True)
+        given = OmegaConf.to_container(settings)
+    assert isinstance(given, dict)
+    return {"name": "slurm", **asdict(SlurmSettings.of({str(k): v for k, v in given.items()}))}
+
+
+def _composed(words: Sequence[str]) -> dict[str, Any]:
+    """`name` and settings of a launcher, as the command line of a grid would have them."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from lora_exp.cli import VERBS
+    from lora_exp.explain import explained
+
+    ConfigStore.instance().store(name="schema", node=schema())
+    with explained(CONF, VERBS), initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        config = compose("config", overrides=list(words), return_hydra_config=True)
+        settings = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    assert isinstance(settings, dict)
+    target = str(settings.pop("_target_")).rpartition(".")[2]
+    for name in ("local", "slurm"):
+        if target.lower() == f"{name}launcher":
+            return {"name": name, **{str(key): value for key, value in settings.items()}}
+    raise UserError(f"{' '.join(words)}: retry takes hydra/launcher=local or slurm.")

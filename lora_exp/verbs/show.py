@@ -1,0 +1,78 @@
+"""`show`: all there is to know of one run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lora_exp.runs.records import Records, RunRecord
+from lora_exp.runs.signature import UNDECIDING
+from lora_exp.runs.store import find_run
+from lora_exp.verbs.arguments import Outputs, Run
+from lora_exp.verbs.text import columns, count, numbers
+
+OTHERS_SHOWN = 6
+"""Most values of other runs that are shown for a key."""
+
+
+def show(run: Run, outputs: Outputs = Path("outputs")) -> None:
+    """A run's result, how it differs from its neighbours, where it came from, and its config."""
+    folder = find_run(outputs, run)
+    records = Records(folder.path.parent.parent)
+    record = records.of(folder)
+    origin = record.origin
+    typer.echo(f"{folder.path}\n{record.state}: {_outcome(record)}")
+    for grid in record.grids:
+        names = {*records.grid_records[grid.name]["runs"]} - {record.name}
+        others = [one for one in records.runs if one.name in names]
+        typer.echo(f"\ngrid {grid.name}, with {count(len(others), 'other run')}")
+        typer.echo(_differences(record, others))
+    typer.echo("")
+    for name in ("command", "created", "host", "gpu", "packages", "group", "snapshot"):
+        typer.echo(f"{name}: {origin.get(name)}")
+    if git := origin.get("git"):
+        typer.echo(f"code: {git['commit']}{' with uncommitted changes' if git['dirty'] else ''}")
+    if (folder.path / "code.patch").exists():
+        typer.echo(f"changes: {folder.path / 'code.patch'}")
+    typer.echo("\n" + (folder.path / "config.yaml").read_text(encoding="utf-8").rstrip())
+
+
+def _outcome(record: RunRecord) -> str:
+    result = record.result
+    if result is None:
+        return record.why or f"step {record.status.get('step', 0)}"
+    told = f"{numbers(result['metrics'])}  at epoch {result['best_epoch']:g}"
+    rest = {
+        "trained parameters": f"{result['trainable_parameters']:,}",
+        "training time": f"{result['train_seconds']:.1f} s",
+        "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    }
+    return told + "".join(f"\n{name}: {value}" for name, value in rest.items())
+
+
+def _differences(record: RunRecord, others: Sequence[RunRecord]) -> str:
+    """The keys that are not the same in all runs, with this run's value and those of the others."""
+    own = _flat(record.config)
+    configs = [_flat(other.config) for other in others]
+    rows = []
+    for key in sorted({*own}.union(*configs) - UNDECIDING):
+        values = Counter(str(config.get(key)) for config in configs)
+        if {*values} - {str(own.get(key))}:
+            shown = [value for value, _ in values.most_common(OTHERS_SHOWN)]
+            more = ", ..." if len(values) > len(shown) else ""
+            rows.append([f"  {key}", str(own.get(key)), ", ".join(shown) + more])
+    return columns(["  key", "here", "others"], rows) if rows else "  They are all alike."
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
