@@ -134,6 +134,8 @@ class RunRecord:
     def _doubt_waiting(self, state: str) -> tuple[str, str] | None:
         jobs: dict[str, Job] = {}
         for grid in self.grids:
+            if self._records.grid_records[grid.name]["launcher"]["name"] != "slurm":
+                return None  # a command on this machine may be about to take it up
             jobs |= self._records.jobs_of(grid)
         if not jobs:
             return None

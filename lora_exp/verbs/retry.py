@@ -38,7 +38,7 @@ def retry(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
     are left to those who have them, unless the filter says state=queued.
     """
     words = filters or []
-    given = [word for word in words if word.startswith(("hydra/", "hydra."))]
+    given = [word for word in words if word.startswith(("hydra/", "hydra.", "+hydra."))]
     selector = required([word for word in words if word not in given], "retry")
     outputs = outputs.absolute()  # also for jobs, which run somewhere else
     records = Records(outputs)
@@ -54,9 +54,7 @@ def retry(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
     work: list[Part] = []
     for (grid, runs), launcher in zip(parts, launchers, strict=True):
         if queued := [run.folder for run in runs if _queue(run.folder)]:
-            command = shlex.join(["python", "-m", "lora_exp", *sys.argv[1:]])
-            grid = grid or Grid.create(outputs, None, queued, launcher, command=command)
-            work.append((grid, queued, launcher))
+            work.append((_recorded(outputs, grid, queued, launcher), queued, launcher))
     if not work:
         typer.echo(f"There is nothing to retry among the runs of {selector}.")
         return
@@ -81,6 +79,20 @@ def _by_grid(runs: Sequence[RunRecord]) -> list[tuple[Grid | None, list[RunRecor
         grid = run.grids[-1] if run.grids else None
         found.setdefault(grid and grid.path, (grid, []))[1].append(run)
     return list(found.values())
+
+
+def _recorded(
+    outputs: Path, grid: Grid | None, runs: Sequence[RunFolder], launcher: dict[str, Any]
+) -> Grid:
+    """The grid with this launcher; a new one for runs that are of none."""
+    if grid is None:
+        command = shlex.join(["python", "-m", "lora_exp", *sys.argv[1:]])
+        return Grid.create(outputs, None, runs, launcher, command=command)
+    if grid.launcher == launcher:
+        return grid
+    own = ("name", "created", "cwd", "launcher", "runs")
+    more = {key: value for key, value in grid.record.items() if key not in own}
+    return Grid.create(outputs, grid.name, runs, launcher, **more)
 
 
 def _queue(folder: RunFolder) -> bool:
@@ -137,11 +149,11 @@ def _tell(outputs: Path, names: Sequence[str]) -> None:
     Raises:
         RunFailed: if one of them has failed again.
     """
-    from lora_exp.verbs.status import listed
+    from lora_exp.verbs.status import told
 
     wanted = {*names}
     runs = [run for run in Records(outputs).runs if run.name in wanted]
-    typer.echo(listed(runs))
+    typer.echo(told(runs))
     failed = sum(run.state == "failed" for run in runs)
     if failed:
         raise RunFailed(f"{count(failed)} failed again.")
@@ -160,9 +172,16 @@ def _launcher(recorded: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: for a launcher or setting that there is not.
     """
-    if any(word.startswith("hydra/launcher=") for word in words):
-        return _composed(words)
-    return _with_settings(recorded, words) if words else recorded
+    if not words:
+        return recorded
+    named = any(word.startswith("hydra/launcher=") for word in words)
+    launcher = _composed(words) if named else _with_settings(recorded, words)
+    if launcher["name"] == "slurm":
+        from lora_exp.grid.slurm import SlurmSettings
+
+        settings = {key: value for key, value in launcher.items() if key != "name"}
+        launcher |= asdict(SlurmSettings.of(settings))
+    return launcher
 
 
 def _with_settings(recorded: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -171,18 +190,17 @@ def _with_settings(recorded: dict[str, Any], words: Sequence[str]) -> dict[str, 
 
     from lora_exp.cli import VERBS
     from lora_exp.explain import explained
-    from lora_exp.grid.slurm import SlurmSettings
 
     if recorded["name"] != "slurm":
         raise UserError(f"{words[0]}: hydra/launcher={recorded['name']} has no settings.")
-    settings = OmegaConf.create({key: value for key, value in recorded.items() if key != "name"})
+    launcher = OmegaConf.create(recorded)
     with explained(CONF, VERBS):
         for override in OverridesParser.create().parse_overrides(list(words)):
             key = override.key_or_group.removeprefix("hydra.launcher.")
-            OmegaConf.update(settings, key, override.value(), force_add=True)
-        given = OmegaConf.to_container(settings)
-    assert isinstance(given, dict)
-    return {"name": "slurm", **asdict(SlurmSettings.of({str(k): v for k, v in given.items()}))}
+            OmegaConf.update(launcher, key, override.value(), force_add=True)
+        changed = OmegaConf.to_container(launcher)
+    assert isinstance(changed, dict)
+    return {str(key): value for key, value in changed.items()}
 
 
 def _composed(words: Sequence[str]) -> dict[str, Any]:

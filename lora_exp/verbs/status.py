@@ -72,24 +72,33 @@ def _page(selector: Selector, by: str | None, outputs: Path) -> tuple[str, bool]
     chosen = selector.among(records.runs)
     if not chosen:
         return f"None of {count(len(records.runs))} is meant by {selector}.", False
-    if by is None and (selector or len(chosen) <= LISTED):
-        parts = [listed(chosen)]
+    return told(chosen, by, narrowed=bool(selector)), any(run.state in UNFINISHED for run in chosen)
+
+
+def told(runs: Sequence[RunRecord], by: str | None = None, *, narrowed: bool = False) -> str:
+    """Where runs stand: one by one, or if they are many summed up.
+
+    Args:
+        runs: at least one.
+        by: `grid`, `group` or `state`: summed up so, even a few.
+        narrowed: the user chose them: one by one, even if they are many.
+    """
+    if by is None and (narrowed or len(runs) <= LISTED):
+        parts = [_list(runs)]
     else:
-        parts = [_summary(chosen, by or "grid"), _failures(chosen)]
+        parts = [_summary(runs, by or "grid"), _failures(runs)]
         if by is None:
             parts.append("A filter lists them one by one: status state=running, status grid=NAME")
-    counts = Counter(run.state for run in chosen)
-    told = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    parts.append(f"{count(len(chosen))}: {told}")
-    goes_on = any(counts[state] for state in UNFINISHED)
-    return "\n\n".join(part for part in parts if part), goes_on
+    counts = Counter(run.state for run in runs)
+    of_states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+    parts.append(f"{count(len(runs))}: {of_states}")
+    return "\n\n".join(part for part in parts if part)
 
 
 # -- run by run ------------------------------------------------------------------------------------
 
 
-def listed(runs: Sequence[RunRecord]) -> str:
-    """A line for each run."""
+def _list(runs: Sequence[RunRecord]) -> str:
     header = ["run", "state", "progress", "metrics", "last seen", "left", "reason"]
     return columns(header, [_row(run) for run in runs])
 

@@ -20,6 +20,9 @@ Capture = pytest.CaptureFixture[str]
 Trained = list[tuple[str, list[str], dict[str, str]]]
 
 
+ADDED = "+hydra.launcher.additional.reservation=ours"
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     """What was given to be trained here: the grid, the runs, their states at that moment."""
@@ -156,9 +159,13 @@ def test_retry_refuses_unknown_settings_before_anything_is_queued(
 
 
 def test_retry_with_another_launcher(store: Store, capsys: Capture, trained: Trained) -> None:
-    store.grid("g", [store.run("failed")], "7")
+    path = store.grid("g", [store.run("failed"), store.run("done")], "7", command="first")
     store.say(capsys, "retry", "state=failed", "hydra/launcher=local")
     assert [name for name, _, _ in trained] == ["g"]
+    record = json.loads((path / "grid.json").read_text())
+    assert record["launcher"] == {"name": "local"}, "how it goes on"
+    assert record["command"] == "first"
+    assert len(record["runs"]) == 2
 
 
 def test_retry_on_slurm_with_other_settings(
@@ -170,11 +177,12 @@ def test_retry_on_slurm_with_other_settings(
     given = []
     monkeypatch.setattr(slurm, "submit", lambda *a, **k: given.append((a, k)) or ["8"])
     store.grid("g", [store.run("failed")], "7", launcher={"name": "slurm", "partition": "gpu"})
-    status, text = store.say(capsys, "retry", "state=failed", "hydra.launcher.gpus=2")
+    status, text = store.say(capsys, "retry", "state=failed", "hydra.launcher.gpus=2", ADDED)
     assert status == 0, text
     (((grid, runs, settings), more),) = given
     assert (grid.name, len(runs)) == ("g", 1)
     assert (settings.partition, settings.gpus) == ("gpu", 2)
+    assert settings.additional == {"reservation": "ours"}
     assert (more["code"] / "lora_exp" / "verbs").is_dir(), "the code of now"
     assert store.states() == {"1": "queued"}
 

@@ -148,6 +148,18 @@ def test_what_slurm_says(
     assert store.states()["1"] == state
 
 
+def test_a_run_that_is_also_of_a_grid_on_this_machine_is_not_lost(
+    store: Store, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm(tmp_path, monkeypatch, "7_0 COMPLETED None")
+    runs = [store.run("queued"), store.run("queued")]
+    store.grid("on-slurm", runs, "7")
+    store.grid("here", runs[:1])
+    text = store.say(capsys, "status")[1]
+    assert "queued" in line_of(text, runs[0].name)
+    assert "lost" in line_of(text, runs[1].name)
+
+
 def test_slurm_is_not_asked_where_it_has_nothing_to_say(
     store: Store, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
