@@ -51,6 +51,7 @@ def train(points: Sequence[Point]) -> list[Outcome]:
         try:
             if planned.detach:
                 detached.start(grid, runs)
+                states = {run.name: "queued" for run in runs}
             else:
                 states = train_runs(grid, runs)
         except Stopped as stop:

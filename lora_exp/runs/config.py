@@ -33,6 +33,7 @@ else:
 PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 """The folder of the YAML files."""
+MARKS = re.compile(r"\?\?\?|\$\{")
 METHODS = ("lora", "full", "bitfit")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -278,12 +279,12 @@ def from_mapping(values: Any) -> Config:
     Raises:
         OmegaConfBaseException: for an unknown key, a missing value or one of the wrong type.
     """
-    node = values if isinstance(values, DictConfig) else OmegaConf.create(values)
     # As plain values: a typed node would bring keys that were added to it (`+key=value`) along.
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    config = _exact(Config, plain)
+    if isinstance(values, DictConfig):
+        values = OmegaConf.to_container(values, resolve=True)
+    config = _exact(Config, values)
     if config is None:  # a value to be converted, or a mistake
+        plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
         config = OmegaConf.to_object(OmegaConf.merge(_types(), plain))
     assert isinstance(config, Config)
     return config
@@ -306,6 +307,8 @@ def _exact(kind: type, values: dict[Any, Any]) -> Any | None:
             value = _exact(types, value) if isinstance(value, dict) else None
             if value is None:
                 return None
+        elif type(value) is int and types in (float, float | None):
+            value = float(value)
         elif not _fits(value, types):
             return None
         made[name] = value
@@ -330,7 +333,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return type(value) is dict and all(
             _fits(key, inside[0]) and _fits(one, inside[1]) for key, one in value.items()
         )
-    return type(value) is annotation and value != "???"
+    # "???" is a value that is missing, and what has "${" refers to another.
+    return type(value) is annotation and not (type(value) is str and re.search(MARKS, value))
 
 
 @cache

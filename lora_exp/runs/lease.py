@@ -73,8 +73,6 @@ class Lease:
     def __init__(self, folder: Path, epoch: int) -> None:
         self.file = folder / str(epoch)
         self._next = folder / str(epoch + 1)
-        self._over = threading.Event()
-        self._renewal = threading.Thread(target=self._renew, daemon=True)
 
     def check(self) -> None:
         """See that it still holds.
@@ -90,18 +88,13 @@ class Lease:
             pass
         raise Fenced(f"{self.file}: another process has taken this run over.")
 
-    def _renew(self) -> None:
-        while not self._over.wait(RENEW_SECONDS):
-            with suppress(OSError):
-                os.utime(self.file)
+    def renew(self) -> None:
+        """Say that the process lives."""
+        with suppress(OSError):
+            os.utime(self.file)
 
-    def begin(self) -> None:
-        """Keep it renewed from now on."""
-        self._renewal.start()
-
-    def end(self) -> None:
-        """Give it back. The file stays, so that epochs only grow."""
-        self._over.set()
+    def give_back(self) -> None:
+        """The run is free. The file stays, so that epochs only grow."""
         with suppress(OSError, Fenced):
             self.check()
             self.file.write_text("null")
@@ -137,11 +130,13 @@ def hold(folder: Path) -> Iterator[Lease]:
             if not free and not _is_stale(folder, epoch):
                 raise RunBusy(str(former))
             lease = _claim(folder, epoch + 1)
-        lease.begin()
+        renewed_by = _renewal()
+        renewed_by.leases.add(lease)
         try:
             yield lease
         finally:
-            lease.end()
+            renewed_by.leases.discard(lease)
+            lease.give_back()
 
 
 def is_held(folder: Path) -> bool:
@@ -157,6 +152,32 @@ def is_held(folder: Path) -> bool:
         except RunBusy:
             return True
     return False
+
+
+class _Renewal(threading.Thread):
+    """Renews the leases of this process as long as it lives, whatever its other threads do."""
+
+    def __init__(self) -> None:
+        super().__init__(name="leases", daemon=True)
+        self.leases: set[Lease] = set()
+        self.process = os.getpid()
+
+    def run(self) -> None:
+        while True:
+            time.sleep(RENEW_SECONDS)
+            for lease in list(self.leases):
+                lease.renew()
+
+
+def _renewal() -> _Renewal:
+    global _renewing
+    if _renewing is None or _renewing.process != os.getpid():  # a forked process has no threads
+        _renewing = _Renewal()
+        _renewing.start()
+    return _renewing
+
+
+_renewing: _Renewal | None = None
 
 
 def _lock(descriptor: int, owner: Owner | None, patience: float = 0.0) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lora_exp_launch.compose import Composer
 from lora_exp import cli
+from lora_exp.errors import UserError
 from lora_exp.runs.config import schema
 
 POINTS = [
@@ -46,6 +48,13 @@ def hydra() -> Iterator[tuple[ConfigLoader, DictConfig]]:
         yield loader, loader.load_configuration("config", given, RunMode.MULTIRUN)
 
 
+def plain(composed: Any) -> Any:
+    """A config as dictionaries and lists."""
+    if isinstance(composed, DictConfig):
+        return OmegaConf.to_container(composed)
+    return composed
+
+
 def test_points_are_composed_as_hydra_does(hydra: tuple[ConfigLoader, DictConfig]) -> None:
     loader, master = hydra
     compose = Composer(loader, master)
@@ -54,8 +63,7 @@ def test_points_are_composed_as_hydra_does(hydra: tuple[ConfigLoader, DictConfig
         expected = loader.load_sweep_config(master, overrides)
         with open_dict(expected):
             del expected["hydra"]
-        assert compose(overrides) == expected, point
-        assert OmegaConf.to_yaml(compose(overrides)) == OmegaConf.to_yaml(expected), point
+        assert plain(compose(overrides)) == plain(expected), point
 
 
 @pytest.mark.parametrize(
@@ -65,8 +73,8 @@ def test_what_hydra_refuses_is_refused(point: str, hydra: tuple[ConfigLoader, Di
     loader, master = hydra
     with pytest.raises((HydraException, OmegaConfBaseException)):
         loader.load_sweep_config(master, point.split())
-    with pytest.raises((HydraException, OmegaConfBaseException)):
-        Composer(loader, master)(point.split())
+    with pytest.raises((HydraException, UserError)):
+        cli.config_of(Composer(loader, master)(point.split()))
 
 
 def test_files_are_read_once_for_the_points_that_choose_the_same(
@@ -82,9 +90,11 @@ def test_files_are_read_once_for_the_points_that_choose_the_same(
 
     monkeypatch.setattr(loader, "load_sweep_config", load_sweep_config)
     compose = Composer(loader, master)
-    configs = [compose([f"task={t}", f"lora.r={r}"]) for r in (1, 2, 3) for t in ("rte", "mrpc")]
+    configs = [
+        plain(compose([f"task={t}", f"lora.r={r}"])) for r in (1, 2, 3) for t in ("rte", "mrpc")
+    ]
     assert composed == [["task=rte"], ["task=mrpc"]]
-    assert [(config.task.name, config.lora.r) for config in configs[:3]] == [
+    assert [(config["task"]["name"], config["lora"]["r"]) for config in configs[:3]] == [
         ("rte", 1),
         ("mrpc", 1),
         ("rte", 2),

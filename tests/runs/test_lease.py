@@ -72,6 +72,7 @@ def test_a_lease_is_renewed_as_long_as_its_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "_renewing", None)
     with hold(tmp_path) as held:
         os.utime(held.file, (0, 0))
         deadline = time.monotonic() + 20
