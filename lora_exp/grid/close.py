@@ -1,0 +1,84 @@
+"""The last job of a submission: sees what became of the runs, and submits again what was lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_exp import console
+from lora_exp.errors import UserError
+from lora_exp.grid import cluster, slurm
+from lora_exp.grid.cluster import Job
+from lora_exp.grid.submission import Submission, end, progress
+from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.lease import STALE_SECONDS, is_held
+
+log = logging.getLogger("lora_exp")
+PATIENCE_SECONDS = STALE_SECONDS + 10
+"""How long a run may seem to be trained after its process was killed."""
+STALLED = 3
+"""Runs that were submitted so often without any progress have failed."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """What submitit calls once all other jobs of a submission have ended, however they have."""
+
+    path: Path
+    """Of the submission."""
+
+    def __call__(self) -> None:
+        """Submit the runs that are left, unless their jobs were cancelled or get nowhere.
+
+        Raises:
+            SystemExit: with status 1 if sbatch refuses.
+        """
+        console.set_up(alone=False)
+        submission = Submission(self.path)
+        record = submission.record
+        jobs = cluster.states(submission.jobs)
+        told = ", ".join(sorted({job.state for job in jobs.values()}))
+        left = _abandoned([RunFolder(ticket.path) for ticket in submission.left()])
+        cancelled = [run for run in left if _was_cancelled(run, jobs)]
+        for run in cancelled:
+            end(run, "cancelled")
+        again = [run for run in left if run not in cancelled]
+        if not again:
+            return
+        stuck = progress(submission.runs) == record["progress"]
+        stalled = record["stalled"] + 1 if stuck else 0
+        if stalled >= STALLED:
+            reason = f"SLURM jobs ended {STALLED} times without progress, at last {told}."
+            for run in again:
+                end(run, "failed", reason=f"{reason} See {submission.path}.")
+            raise SystemExit(1)
+        log.info("%d runs are left; their jobs: %s.", len(again), told)
+        settings = slurm.SlurmSettings.of(record["settings"])
+        code = Path(record["code"])
+        try:
+            slurm.submit(submission.grid, again, settings, code=code, stalled=stalled)
+        except UserError as error:
+            log.error("%s", error)
+            raise SystemExit(1) from None
+
+
+def _abandoned(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Those that nobody trains; waits until it is known of all."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        held = [run for run in runs if is_held(run.leases)]
+        if not held or time.monotonic() > deadline:
+            return [run for run in runs if run not in held]
+        time.sleep(1)
+
+
+def _was_cancelled(run: RunFolder, jobs: Mapping[str, Job]) -> bool:
+    """Whether somebody has cancelled the job that trained a run; for one that none has trained,
+    whether all jobs were cancelled."""
+    own = jobs.get(str(run.status.get("job")))
+    if own is not None:
+        return own.state == "CANCELLED"
+    return all(job.state == "CANCELLED" for job in jobs.values())

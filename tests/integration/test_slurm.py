@@ -1,0 +1,296 @@
+"""Grids on a real cluster, and everything that can happen to their jobs.
+
+The scenarios run at the same time, each in a folder of outputs of its own; the tests wait for them.
+Node n2 is for the one in which a node dies, n3 for the preemption, n1 for the others.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from slurm_jobs import (
+    STEPS,
+    Launched,
+    ask,
+    evaluations,
+    fact,
+    job_of,
+    kill,
+    printed,
+    processes_of,
+    table,
+    wait_until,
+)
+
+from lora_exp.grid.record import Grid
+from lora_exp.runs.folder import RunFolder
+
+CHECKOUT = Path(__file__).parents[2]
+ON_N1 = ("+hydra.launcher.additional.nodelist=n1", "hydra.launcher.gpus=0")
+pytestmark = pytest.mark.timeout(400)
+
+
+@dataclass
+class Story:
+    """What came of a scenario."""
+
+    launched: Launched
+    grids: list[Grid]
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> list[str]:
+        return [line["job"] for grid in self.grids for line in grid.jobs]
+
+
+def undisturbed(launched: Launched) -> Story:
+    """The grid on this machine."""
+    done = launched.start("lora.r=1,2,4,8", "seed=1,2,3,4,5", launcher="local")
+    assert done.returncode == 0, done.stderr
+    return Story(launched, [])
+
+
+def edited(launched: Launched) -> Story:
+    """Twenty runs in an array; all code and every config is broken before its jobs start."""
+    copy = launched.outputs.parent / "checkout"
+    for name in ("lora_exp", "launch", "conf"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / name, copy / name, ignore=ignored)
+    grid = launched.submit(
+        "lora.r=1,2,4,8",
+        "seed=1,2,3,4,5",
+        "hydra.launcher.packs_per_job=5",
+        "+hydra.launcher.additional.hold=true",
+        *ON_N1,
+        PYTHONPATH=f"{copy}:{copy / 'launch'}",
+        PYTHONSAFEPATH="1",
+    )
+    facts = {"at first": launched.states}
+    for file in [*copy.rglob("*.py"), *copy.rglob("*.yaml")]:
+        file.write_text("raise SystemExit('edited')")
+    for line in grid.jobs:
+        ask("scontrol", "release", line["job"])
+    return Story(launched.finished(), [grid], facts)
+
+
+def overlapping(launched: Launched) -> Story:
+    """Two commands at the same time, with four runs in common."""
+    points = (("lora.r=1,2", "seed=1,2,3"), ("lora.r=1,2", "seed=2,3,4"))
+    names, few = ("one", "other"), ("hydra.launcher.packs_per_job=3",)
+    with ThreadPoolExecutor() as pool:
+        started = [
+            pool.submit(launched.start, f"grid={name}", *point, *few, *ON_N1)
+            for name, point in zip(names, points, strict=True)
+        ]
+    for command in started:
+        assert command.result().returncode == 0, command.result().stderr
+    grids = [Grid(launched.outputs / "grids" / name) for name in names]
+    return Story(launched.finished(), grids)
+
+
+def warned(launched: Launched) -> Story:
+    """The time limit comes near."""
+    limits = ("hydra.launcher.time=1", "hydra.launcher.warning=5")
+    grid = launched.submit("lora.r=1", "seed=1", *limits, *ON_N1)
+    job = job_of(launched.caught())
+    return Story(launched.finished(), [grid], {"restarts": fact(job, "Restarts")})
+
+
+def preempted(launched: Launched) -> Story:
+    """A job of a partition with higher priority wants the node."""
+    grid = launched.submit("lora.r=1", "seed=1", "+hydra.launcher.additional.nodelist=n3")
+    job = job_of(launched.caught())
+    more = ("--gres=gpu:2", "--output=/dev/null", "--wrap=true")
+    ask("sbatch", "--partition=high", "--nodelist=n3", *more)
+    return Story(launched.finished(), [grid], {"restarts": fact(job, "Restarts")})
+
+
+def on_a_dead_node(launched: Launched) -> Story:
+    """A node dies with the processes of one job. Those of another live on, but hang, until the job
+    has been started again elsewhere."""
+    grid = launched.submit("lora.r=1", "seed=1,2", "+hydra.launcher.additional.nodelist=n2")
+    dies = launched.caught()
+    hangs = launched.caught(but=dies)
+    jobs, hanging = [job_of(dies), job_of(hangs)], hangs.status["pid"]
+    epoch = max(int(path.name) for path in hangs.leases.glob("[0-9]*"))
+    daemon = ask("scontrol", "show", "config").partition("SlurmdPidFile")[2].split()[1]
+    try:
+        kill([int(Path(daemon.replace("%n", "n2")).read_text())])
+        managers, others = processes_of(jobs[0])
+        kill(managers + others)
+        wait_until(lambda: {fact(job, "JobState") for job in jobs} == {"PENDING"})
+        for job in [*jobs, grid.jobs[-1]["job"]]:
+            ask("scontrol", "update", f"JobId={job}", "ReqNodeList=n1")
+        wait_until((hangs.leases / str(epoch + 1)).exists)
+        kill([hanging], signal.SIGCONT)
+        wait_until(lambda: not Path(f"/proc/{hanging}").exists())
+    finally:
+        subprocess.run(["slurmd", "-N", "n2"], check=True)
+    return Story(launched.finished(), [grid])
+
+
+def cancelled(launched: Launched) -> Story:
+    """scancel, and then the same command again."""
+    command = ("lora.r=1,2", "seed=1,2", "hydra.launcher.packs_per_job=4", *ON_N1)
+    grid = launched.submit(*command)
+    ask("scancel", job_of(launched.caught()))
+    facts = {"at first": launched.finished().states, "jobs": len(grid.jobs)}
+    grids = [grid, launched.submit(*command)]
+    return Story(launched.finished(), grids, facts)
+
+
+def killed(launched: Launched) -> Story:
+    """SIGKILL for all processes of a job."""
+    grid = launched.submit("lora.r=1", "seed=1,2", "hydra.launcher.packs_per_job=2", *ON_N1)
+    _, others = processes_of(job_of(launched.caught()))
+    kill(others)
+    return Story(launched.finished(), [grid])
+
+
+def diverging(launched: Launched) -> Story:
+    """A run that fails."""
+    grid = launched.submit("lora.r=1", "seed=1", "train.lr=1e30", *ON_N1)
+    return Story(launched.finished(), [grid])
+
+
+def on_two_nodes(launched: Launched) -> Story:
+    """A run with a process on each of two nodes."""
+    others = "+hydra.launcher.additional.exclude=n2"
+    grid = launched.submit("train.nodes=2", "lora.r=1", "seed=1,2", others, "hydra.launcher.gpus=0")
+    return Story(launched.finished(), [grid])
+
+
+def refused(launched: Launched) -> Story:
+    """There is no such partition."""
+    done = launched.start("lora.r=1", "seed=1", "hydra.launcher.partition=mian")
+    return Story(launched, [], {"status": done.returncode, "said": done.stderr})
+
+
+SCENARIOS = (
+    on_a_dead_node,
+    warned,
+    preempted,
+    cancelled,
+    killed,
+    undisturbed,
+    edited,
+    overlapping,
+    on_two_nodes,
+    diverging,
+    refused,
+)
+Stories = dict[Callable[[Launched], Story], Future[Story]]
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Stories]:
+    folder = tmp_path_factory.mktemp("scenarios")
+    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
+        yield {
+            scenario: pool.submit(scenario, Launched(folder / scenario.__name__ / "outputs", tiny))
+            for scenario in SCENARIOS
+        }
+
+
+def check_like_undisturbed(stories: Stories, runs: list[RunFolder]) -> None:
+    """The runs are done, and are those of the grid without faults to the last digit."""
+    expected = {run.name: run for run in stories[undisturbed].result().launched.runs}
+    for run in runs:
+        twin = expected[run.name]
+        assert run.status["state"] == "done"
+        steps = [line["step"] for line in run.metrics() if line["split"] == "train"]
+        assert steps == [*range(1, STEPS + 1)]
+        for found, line in zip(evaluations(run), evaluations(twin), strict=True):
+            assert found | {"seconds": 0} == line | {"seconds": 0}
+    assert table(runs) == {run.name: table([expected[run.name]])[run.name] for run in runs}
+
+
+def attempts(runs: list[RunFolder]) -> list[int]:
+    return [run.status["attempt"] for run in runs]
+
+
+def test_an_array_trains_each_run_once_with_the_code_of_its_submission(stories: Stories):
+    story = stories[edited].result()
+    assert story.facts["at first"] == ["queued"] * 20
+    assert [line["tasks"] for line in story.grids[0].jobs] == [4, 1]
+    assert attempts(story.launched.runs) == [1] * 20
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_overlapping_grids_train_each_run_once(stories: Stories):
+    story = stories[overlapping].result()
+    assert [len(grid.runs) for grid in story.grids] == [6, 6]
+    assert attempts(story.launched.runs) == [1] * 8
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_before_the_time_limit_a_run_is_saved_and_goes_on_in_the_same_job(stories: Stories):
+    story = stories[warned].result()
+    assert "SIGUSR2: every run is saved" in printed(story.grids[0])
+    assert (
+        story.facts["restarts"] != "0"
+    )  # more than 1 if SLURM warns so early that nothing is done
+    assert attempts(story.launched.runs) >= [2]
+    assert len(story.jobs) == 2
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_a_preempted_run_goes_on_in_the_same_job(stories: Stories):
+    story = stories[preempted].result()
+    assert story.facts["restarts"] == "1"
+    assert len(story.jobs) == 2
+    assert attempts(story.launched.runs) == [2]
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_runs_of_a_dead_node_go_on_elsewhere_and_no_two_write_one(stories: Stories):
+    story = stories[on_a_dead_node].result()
+    assert len(story.jobs) == 2
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_what_scancel_ends_is_cancelled_until_the_command_is_given_again(stories: Stories):
+    story = stories[cancelled].result()
+    assert story.facts == {"at first": ["cancelled"] * 4, "jobs": 2}
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_what_a_killed_job_leaves_is_submitted_again(stories: Stories):
+    story = stories[killed].result()
+    assert [line["closing"] for line in story.grids[0].jobs] == [False, True, False, True]
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_a_failed_run_shows_in_its_job_and_is_not_submitted_again(stories: Stories):
+    story = stories[diverging].result()
+    assert story.launched.states == ["failed"]
+    assert len(story.jobs) == 2
+    assert ask("squeue", "-h", "-t", "all", "-j", story.jobs[0], "-o", "%T") == "FAILED"
+
+
+def test_a_run_on_two_nodes_is_that_of_one_process(stories: Stories):
+    story = stories[on_two_nodes].result()
+    expected = stories[undisturbed].result().launched
+    assert story.launched.states == ["done"] * 2
+    for run in story.launched.runs:
+        [twin] = [
+            one
+            for one in expected.runs
+            if (one.config.lora.r, one.config.seed) == (run.config.lora.r, run.config.seed)
+        ]
+        for found, line in zip(evaluations(run), evaluations(twin), strict=True):
+            assert found["loss"] == pytest.approx(line["loss"], abs=1e-5)
+
+
+def test_what_sbatch_refuses_is_told_in_its_words(stories: Stories):
+    story = stories[refused].result()
+    assert story.facts["status"] == 2
+    assert "invalid partition specified: mian" in str(story.facts["said"])
+    assert story.launched.states == ["queued"]
