@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def _no_cuda() -> bool:
 EXPLAINED: dict[str, Callable[[], bool]] = {
     "needs a CUDA device": _no_cuda,
     "../shared": lambda: not SHARED.exists(),
+    "needs Java": lambda: shutil.which("java") is None,
     "needs a SLURM cluster": lambda: "SLURM_CONF" not in os.environ,
 }
 
