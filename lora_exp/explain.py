@@ -93,6 +93,10 @@ def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:
 
 def _unknown_key(error: Exception, cause: OmegaConfBaseException, conf: Path) -> str:
     key = str(cause.full_key)
+    if key.startswith("hydra.launcher."):
+        from lora_exp.grid.slurm import unknown_setting
+
+        return unknown_setting(key.removeprefix("hydra.launcher."))
     groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
     known = set(keys()) | {group for group in groups if not (conf / group / "config.yaml").exists()}
     last = key.rsplit(".", 1)[-1]

@@ -61,10 +61,11 @@ class SlurmSettings:
     setup: list[str] = field(default_factory=list)
     """Shell commands at the start of each job, such as `module load cuda`."""
     array_parallelism: int = 256
-    """Most jobs of an array at the same time."""
+    """Most jobs at the same time. There are no more of them, as jobs take runs until none is left;
+    but a run with several processes has a job of its own."""
     packs_per_job: int = 1
     """Packs (or runs that cannot be packed) for each job: more of them mean fewer jobs, which start
-    up less often. In any case jobs take runs until none is left."""
+    up less often."""
     closing_partition: str | None = None
     """Partition of the small job that comes last and submits again what was lost; null: the same.
     It needs one CPU for a minute."""
@@ -81,14 +82,10 @@ class SlurmSettings:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        known = [spec.name for spec in fields(cls)]
+        known = {spec.name for spec in fields(cls)}
         for name in values:
             if name not in known:
-                raise UserError(
-                    f"hydra.launcher.{name}: there is no such setting. "
-                    f"{nearest(name, known, kind='settings')} Other options of sbatch: "
-                    f"+hydra.launcher.additional.{name}=..."
-                )
+                raise UserError(unknown_setting(name))
         try:
             settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
         except OmegaConfBaseException as error:
@@ -101,6 +98,17 @@ class SlurmSettings:
             if value is not None and value < bound:
                 raise UserError(f"hydra.launcher.{name}={value}: must be at least {bound}.")
         return settings
+
+
+def unknown_setting(name: str) -> str:
+    """What there is instead of a setting that a launcher does not have."""
+    known = [spec.name for spec in fields(SlurmSettings)]
+    if name in known:
+        return f"hydra.launcher.{name}: only hydra/launcher=slurm has it; give that as well."
+    return (
+        f"hydra.launcher.{name}: there is no such setting. {nearest(name, known, kind='settings')} "
+        f"Other options of sbatch: +hydra.launcher.additional.{name}=..."
+    )
 
 
 def start(points: Sequence[Point], settings: SlurmSettings) -> list[Outcome]:
@@ -196,7 +204,9 @@ def _show(planned: Plan, settings: SlurmSettings) -> None:
 
 def _tasks(shape: Shape, settings: SlurmSettings) -> int:
     """The number of jobs for some runs."""
-    return len(shape.tickets) if shape.together else -(-shape.packs // settings.packs_per_job)
+    if shape.together:
+        return len(shape.tickets)
+    return min(-(-shape.packs // settings.packs_per_job), settings.array_parallelism)
 
 
 def _submit(
@@ -318,13 +328,16 @@ def _sbatch(executor: SlurmExecutor, tasks: Sequence[Any]) -> str:
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
     """Meanwhile, what SLURM has told this process of a job of its own does not reach new ones."""
-    from submitit.helpers import clean_env
-
-    conf = os.environ.get("SLURM_CONF")
-    with clean_env(["CUDA_VISIBLE_DEVICES"]):
-        if conf is not None:
-            os.environ["SLURM_CONF"] = conf
+    kept = dict(os.environ)
+    if "SLURM_JOB_ID" in kept:
+        for name in kept:
+            of_the_job = name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))
+            if name != "SLURM_CONF" and (of_the_job or name == "CUDA_VISIBLE_DEVICES"):
+                del os.environ[name]
+    try:
         yield
+    finally:
+        os.environ.update(kept)
 
 
 def _max_array_size() -> int:

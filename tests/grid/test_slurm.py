@@ -1,0 +1,307 @@
+"""Settings of a cluster, and what sbatch is asked for; a stand-in answers for SLURM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_exp.errors import UserError
+from lora_exp.grid import slurm, task
+from lora_exp.grid.close import Close
+from lora_exp.grid.queue import Ticket
+from lora_exp.grid.record import Grid
+from lora_exp.grid.slurm import SlurmSettings
+from lora_exp.grid.submission import Shape, Submission, shapes
+from lora_exp.grid.task import Task
+from lora_exp.runs.config import Config, from_mapping
+from lora_exp.runs.folder import RunFolder
+
+SBATCH = """#!/bin/sh
+cat "$1" >> "$SAID/scripts"
+env | grep -E '^(SLURM|SRUN|SUBMITIT|CUDA)' >> "$SAID/environment"
+[ -e "$SAID/refusal" ] && { cat "$SAID/refusal" >&2; exit 1; }
+number=$(($(cat "$SAID/number" 2>/dev/null || echo 100) + 1))
+echo $number > "$SAID/number"
+echo Submitted batch job $number
+"""
+SCONTROL = """#!/bin/sh
+echo "$@" >> "$SAID/asked"
+[ "$1 $2" = "show config" ] && echo "MaxArraySize            = 4"
+[ "$1 $2" = "show job" ] && cat "$SAID/job"
+exit 0
+"""
+SQUEUE = """#!/bin/sh
+cat "$SAID/queue"
+"""
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a stand-in for SLURM was told, and what it answers."""
+    commands, said = tmp_path / "bin", tmp_path / "said"
+    commands.mkdir()
+    said.mkdir()
+    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("squeue", SQUEUE)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    monkeypatch.setenv("SAID", str(said))
+    return said
+
+
+def config(outputs: Path, seed: int, **train: int) -> Config:
+    values = {
+        "model": {"name_or_path": "tiny"},
+        "task": {"name": "agreement", "kind": "agreement"},
+        "train": {"lr": 1e-3, **train},
+        "pack": {"size": 1},
+        "seed": seed,
+        "outputs": str(outputs),
+    }
+    return from_mapping(values)
+
+
+def grid(outputs: Path, number: int, **train: int) -> tuple[Grid, list[RunFolder]]:
+    """A grid of runs that are queued."""
+    runs = []
+    for seed in range(number):
+        run = RunFolder(outputs / "runs" / f"run-{seed:012x}")
+        run.create(config(outputs, seed, **train), {"overrides": []})
+        run.set_status("queued", attempt=0)
+        runs.append(run)
+    return Grid.create(outputs, "mine", runs, {"name": "slurm"}, snapshot="code"), runs
+
+
+def submitted(outputs: Path, number: int, **settings: Any) -> tuple[Submission, list[RunFolder]]:
+    made, runs = grid(outputs, number)
+    slurm.submit(made, runs, SlurmSettings(**settings))
+    return Submission(made.path / "jobs" / "1"), runs
+
+
+def test_settings_are_checked_and_misspelt_ones_answered_with_the_nearest():
+    settings = SlurmSettings.of({"partition": "gpu", "time": 30, "additional": {"nice": 5}})
+    assert (settings.partition, settings.time, settings.additional) == ("gpu", "30", {"nice": 5})
+    with pytest.raises(UserError, match=r"hydra\.launcher\.memroy: .* Did you mean memory\?"):
+        SlurmSettings.of({"memroy": 4})
+    with pytest.raises(UserError, match=r"hydra\.launcher\.gpus: .*'many'"):
+        SlurmSettings.of({"gpus": "many"})
+    with pytest.raises(UserError, match=r"hydra\.launcher\.cpus=0: must be at least 1\."):
+        SlurmSettings.of({"cpus": 0})
+
+
+def test_a_misspelt_setting_on_the_command_line():
+    def refused(*overrides: str) -> str:
+        command = [sys.executable, "-m", "lora_exp", "-m", "seed=1,2", *overrides]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "Did you mean partition or closing_partition?" in refused(
+        "hydra/launcher=slurm", "hydra.launcher.partitoin=x"
+    )
+    assert "only hydra/launcher=slurm has it" in refused("hydra.launcher.partition=x")
+
+
+def test_runs_are_sorted_by_the_processes_they_want(tmp_path: Path):
+    configs = [config(tmp_path, 1), config(tmp_path, 2, nodes=2), config(tmp_path, 3)]
+    paths = [tmp_path / name for name in "abc"]
+    alone, together = shapes(dict(zip(paths, configs, strict=True)))
+    assert [ticket.path.name for ticket in alone.tickets] == ["a", "c"]
+    assert (alone.together, alone.packs) == (False, 2)
+    assert [ticket.path.name for ticket in together.tickets] == ["b"]
+    assert (together.together, together.nodes) == (True, 2)
+
+
+def test_packs_are_counted_by_what_can_train_together(tmp_path: Path):
+    def tickets(number: int, key: str | None, most: int | None) -> list[Ticket]:
+        return [Ticket(tmp_path / f"{key}-{n}", key, most) for n in range(number)]
+
+    runs = [*tickets(7, "a", 3), *tickets(9, "b", None), *tickets(2, None, 1)]
+    assert Shape(1, 1, runs).packs == 3 + 2 + 2
+
+
+def test_the_script_asks_for_what_the_settings_say(tmp_path: Path):
+    settings = SlurmSettings(
+        partition="gpu",
+        gpus=2,
+        cpus=3,
+        memory=1.5,
+        time="01:30:00",
+        warning=60,
+        setup=["module load cuda"],
+        packs_per_job=2,
+        array_parallelism=3,
+        additional={"nice": 5},
+    )
+    script = slurm.script(Shape(1, 1, [Ticket(tmp_path / str(n)) for n in range(9)]), settings)
+    for line in (
+        "#SBATCH --partition=gpu",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --cpus-per-task=3",
+        "#SBATCH --mem=1536M",
+        "#SBATCH --time=01:30:00",
+        "#SBATCH --signal=USR2@60",
+        "#SBATCH --array=0-2%3",
+        "#SBATCH --nice=5",
+        "#SBATCH --requeue",
+        "module load cuda",
+    ):
+        assert line in script.splitlines(), line
+    assert "--cpus-per-task=3" in script.splitlines()[-1]
+    assert "account" not in script
+
+
+def test_several_processes_of_a_run_get_a_task_each(tmp_path: Path):
+    script = slurm.script(Shape(2, 4, [Ticket(tmp_path / "a")]), SlurmSettings())
+    for line in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"):
+        assert f"#SBATCH {line}" in script.splitlines()
+    assert "--array" not in script
+
+
+def test_arrays_are_no_larger_than_the_cluster_allows(said: Path, tmp_path: Path):
+    made, runs = grid(tmp_path / "outputs", 9)
+    jobs = slurm.submit(made, runs, SlurmSettings())
+    assert jobs == ["101", "102", "103", "104"]
+    assert [(job["tasks"], job["closing"]) for job in made.jobs] == [
+        (4, False),
+        (4, False),
+        (1, False),
+        (1, True),
+    ]
+    scripts = (said / "scripts").read_text()
+    assert scripts.count("#SBATCH --array=0-3%4") == 2
+    assert "#SBATCH --dependency=afterany:101:102:103" in scripts
+    assert len([*made.path.glob("jobs/1/10*_submitted.pkl")]) == 10
+
+
+def test_a_refusal_is_told_and_the_runs_stay_queued(said: Path, tmp_path: Path):
+    (said / "refusal").write_text("sbatch: error: invalid account\nsbatch: error: not today\n")
+    made, runs = grid(tmp_path / "outputs", 2)
+    with pytest.raises(UserError, match=r"refuses the jobs: invalid account not today"):
+        slurm.submit(made, runs, SlurmSettings())
+    assert [run.status["state"] for run in runs] == ["queued"] * 2
+    assert made.jobs == []
+
+
+def test_a_job_that_submits_does_not_hand_on_its_own(
+    said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SRUN_DEBUG", "SLURM_CONF"):
+        monkeypatch.setenv(name, "7")
+    submitted(tmp_path / "outputs", 1)
+    assert {*(said / "environment").read_text().split()} == {"SLURM_CONF=7"}
+    assert os.environ["SLURM_JOB_ID"] == "7"
+
+
+@pytest.fixture
+def in_a_job(said: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {
+        "SLURM_JOB_ID": "8",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_PROCID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("told", "fate"),
+    [
+        ("JobState=RUNNING Reason=None Restarts=0", "running"),
+        ("JobState=COMPLETING Reason=None Restarts=0", "cancelled"),
+        ("JobState=CANCELLED Reason=None Restarts=0", "cancelled"),
+        ("JobState=COMPLETING Reason=None Restarts=1", "ended"),
+        ("JobState=COMPLETING Reason=TimeLimit Restarts=0", "ended"),
+        ("JobState=PREEMPTED Reason=None Restarts=0", "ended"),
+        ("", "ended"),
+    ],
+)
+def test_what_a_signal_means_is_asked(in_a_job: Path, told: str, fate: str):
+    (in_a_job / "job").write_text(f"JobId=8 {told} ExitCode=0:15")
+    assert task._fate() == fate
+
+
+@pytest.mark.parametrize(
+    ("restarts", "further", "again"), [(0, False, True), (3, True, True), (3, False, False)]
+)
+def test_a_job_that_comes_no_further_is_not_requeued_for_ever(
+    in_a_job: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    restarts: int,
+    further: bool,
+    again: bool,
+):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    (in_a_job / "job").write_text(f"JobId=8 JobState=RUNNING Reason=None Restarts={restarts}")
+    task._leave([Ticket(tmp_path, state="preempted")], further=further)
+    assert ("requeue 8" in (in_a_job / "asked").read_text().splitlines()) is again
+
+
+def test_a_job_with_nothing_left_ends_at_once(in_a_job: Path, tmp_path: Path):
+    submission, runs = submitted(tmp_path / "outputs", 2)
+    for run in runs:
+        run.set_status("cancelled")
+    Task(submission.path, 0, 2)()
+
+
+class TestClosing:
+    """What the last job of a submission does, by the states of the others and of the runs."""
+
+    def close(self, said: Path, submission: Submission, queue: str) -> list[str]:
+        """The jobs that it submits."""
+        known = len(submission.grid.jobs)
+        (said / "queue").write_text(queue)
+        Close(submission.path)()
+        return [job["job"] for job in submission.grid.jobs[known:]]
+
+    def test_nothing_is_left(self, said: Path, tmp_path: Path):
+        submission, runs = submitted(tmp_path / "outputs", 2)
+        for run in runs:
+            run.set_status("failed")
+        assert self.close(said, submission, "101_[0-1] COMPLETED None") == []
+
+    def test_what_is_left_is_submitted_again_with_its_code(self, said: Path, tmp_path: Path):
+        submission, runs = submitted(tmp_path / "outputs", 3)
+        runs[0].set_status("preempted", step=5, job="101_0")
+        runs[1].set_status("failed")
+        assert len(self.close(said, submission, "101_[0-2] NODE_FAIL None")) == 2
+        again = Submission(submission.path.parent / "2")
+        assert [run.name for run in again.runs] == [runs[0].name, runs[2].name]
+        assert (again.record["code"], again.record["stalled"]) == (submission.record["code"], 0)
+
+    def test_what_was_cancelled_stays_so(self, said: Path, tmp_path: Path):
+        submission, runs = submitted(tmp_path / "outputs", 3)
+        runs[0].set_status("running", step=5, job="101_0")
+        assert self.close(said, submission, "101_[0-2] CANCELLED None") == []
+        assert [run.status["state"] for run in runs] == ["cancelled"] * 3
+
+    def test_one_element_cancelled_takes_only_its_own_run_along(self, said: Path, tmp_path: Path):
+        submission, runs = submitted(tmp_path / "outputs", 2)
+        runs[0].set_status("running", step=5, job="101_0")
+        queue = "101_0 CANCELLED None\n101_1 FAILED NonZeroExitCode"
+        assert len(self.close(said, submission, queue)) == 2
+        assert [run.status["state"] for run in runs] == ["cancelled", "queued"]
+
+    def test_jobs_that_get_nowhere_are_given_up(self, said: Path, tmp_path: Path):
+        submission, [run] = submitted(tmp_path / "outputs", 1)
+        for number in (2, 3):
+            assert len(self.close(said, submission, "101 NODE_FAIL None")) == 2
+            submission = Submission(submission.path.parent / str(number))
+        with pytest.raises(SystemExit):
+            self.close(said, submission, "105 NODE_FAIL None")
+        assert run.status["state"] == "failed"
+        assert "ended 3 times without progress, at last NODE_FAIL" in run.status["reason"]
+
+
+def test_settings_survive_the_submission(said: Path, tmp_path: Path):
+    submission, _ = submitted(tmp_path / "outputs", 1, gpus=0, cpus=2)
+    assert SlurmSettings.of(submission.record["settings"]) == SlurmSettings(gpus=0, cpus=2)
+    assert asdict(SlurmSettings()) == asdict(SlurmSettings.of({}))
