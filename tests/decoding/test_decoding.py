@@ -106,6 +106,24 @@ def test_texts_of_these_cases_end_at_different_lengths() -> None:
     assert {text[-1] for text in texts} & set(EOS)
 
 
+def test_no_more_is_run_than_decides_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt once, not once for each beam; nothing after the last source is decided."""
+    made, shapes = model("gpt2"), []
+    forward = made.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(made, "forward", counted)
+    options = Decoding(beam_size=4, length_penalty=0, max_new_tokens=40, eos_ids=EOS)
+    texts = decode(made, PROMPTS, options)
+    assert shapes[0] == (5, 7)
+    assert shapes[1] == (5, 4)
+    assert shapes[-1][0] < 5
+    assert max(map(len, texts)) <= len(shapes) < 40
+
+
 @pytest.mark.parametrize("room", [1, 3])
 def test_the_cache_may_be_compacted_at_any_step(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     options, made = CASES["four beams"], model("llama")

@@ -12,30 +12,6 @@ from typing import Any
 
 from lora_exp.tasks.scores.corpus import Corpus
 
-PUNCTUATION = frozenset(
-    [
-        "''",
-        "'",
-        "``",
-        "`",
-        "-LRB-",
-        "-RRB-",
-        "-LCB-",
-        "-RCB-",
-        ".",
-        "?",
-        "!",
-        ",",
-        ":",
-        "-",
-        "--",
-        "...",
-        ";",
-    ]
-)
-"""Tokens that pycocoevalcap leaves out. Its brackets never match, since the text is lower-cased:
-kept as it is, for equal numbers."""
-
 NOTHING = "∅"
 """What stands for a text without words, which METEOR refuses: a word that matches no other."""
 
@@ -68,6 +44,8 @@ def ptb_tokens(lines: list[str]) -> list[str]:
     Raises:
         JavaFailed: if Java fails.
     """
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
     jar = _package() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
@@ -79,7 +57,7 @@ def ptb_tokens(lines: list[str]) -> list[str]:
     tokens = done.stdout.decode(errors="replace").split("\n")[:-1]
     if done.returncode or len(tokens) != len(lines):
         raise JavaFailed(f"the tokenizer failed: {_last_line(done.stderr)}")
-    return [" ".join(t for t in line.split() if t not in PUNCTUATION) for line in tokens]
+    return [" ".join(t for t in line.split() if t not in PUNCTUATIONS) for line in tokens]
 
 
 def meteor(corpus: Corpus) -> float:
