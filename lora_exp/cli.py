@@ -107,6 +107,7 @@ def _job(values: object) -> float:
     from hydra.types import RunMode
 
     from lora_exp.runs.config import check
+    from lora_exp.runs.folder import main_metric
 
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
@@ -152,11 +153,6 @@ def advice(config: Config, overrides: Sequence[str]) -> str | None:
             f"give train.lr=... for {config.method}."
         )
     return None
-
-
-def main_metric(result: dict[str, Any]) -> float:
-    """The metric that decides the best epoch."""
-    return next(value for name, value in result["metrics"].items() if name != "loss")
 
 
 def show_result(result: dict[str, Any]) -> None:

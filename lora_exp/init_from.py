@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.errors import UserError
 from lora_exp.runs.config import Config, ModelConfig
 from lora_exp.runs.folder import ADAPTER_CONFIG as CONFIG
+from lora_exp.runs.folder import RunFolder, main_metric
 from lora_exp.runs.store import find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_exp.models import Backbone
+    from lora_exp.runs.selector import Selector
 
 log = logging.getLogger("lora_exp")
+BEST = "best:"
+"""Before a filter: the best of the runs that it means."""
 
 
 def resolve(config: Config) -> Config:
@@ -31,6 +36,8 @@ def resolve(config: Config) -> Config:
     name = config.model.init_from
     if name is None:
         return config
+    if (selector := selector_of(config)) is not None:
+        return _starting_from(config, _best(config, selector).adapter)
     path = Path(name).expanduser()
     if path.name.startswith("adapter_") and (path.parent / CONFIG).is_file():
         path = path.parent  # one of PEFT's files
@@ -46,6 +53,65 @@ def resolve(config: Config) -> Config:
     if run.result is None:
         raise UserError(f"model.init_from={name}: this run is {run.status['state']}, not done.")
     return _starting_from(config, run.adapter)
+
+
+def is_from_best(config: Config) -> bool:
+    """Whether a run starts from the best of others, which have to be done."""
+    return (config.model.init_from or "").startswith(BEST)
+
+
+def selector_of(config: Config) -> Selector | None:
+    """The filter of `model.init_from=best:FILTER`; None if something else is given.
+
+    Raises:
+        UserError: if it is none.
+    """
+    from lora_exp.runs.selector import Selector
+
+    if not is_from_best(config):
+        return None
+    return Selector.parse([str(config.model.init_from).removeprefix(BEST)])
+
+
+def fits(config: Config, other: Mapping[str, Any]) -> bool:
+    """Whether a run can start from another one: of the same backbone, adapted in the same way.
+
+    Args:
+        config: of the run.
+        other: config of the other one, nested.
+    """
+    own = asdict(config)
+    keys = ["method"] + (["lora"] if config.method == "lora" else [])
+    alike = all(_shape(own.get(key)) == _shape(other.get(key)) for key in keys)
+    return alike and own["model"]["name_or_path"] == other.get("model", {}).get("name_or_path")
+
+
+def _shape(section: Any) -> Any:
+    """What of a method decides whether its tensors fit."""
+    if not isinstance(section, Mapping):
+        return section
+    return [section.get(key) for key in ("r", "dora", "bias", "placement")]
+
+
+def _best(config: Config, selector: Selector) -> RunFolder:
+    """The best run that is done, by the metric that decides its best epoch.
+
+    Raises:
+        UserError: if none is.
+    """
+    from lora_exp.runs.records import Records
+
+    fitting = [
+        run
+        for run in Records(Path(config.outputs)).runs
+        if run.result is not None and fits(config, run.config) and selector.matches(run)
+    ]
+    if not fitting:
+        raise UserError(
+            f"model.init_from={BEST}{selector}: no run of this backbone, method and placement that "
+            f"is done in {config.outputs} matches."
+        )
+    return max(fitting, key=lambda run: main_metric(run.result or {})).folder
 
 
 def _starting_from(config: Config, path: Path) -> Config:

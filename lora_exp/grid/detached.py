@@ -41,11 +41,12 @@ def start(grid: Grid, runs: Sequence[RunFolder]) -> None:
 
 def main() -> None:
     """`python -m lora_exp.grid.detached GRID RUN ...`."""
-    from lora_exp.grid.local import train_runs
+    from lora_exp.grid.local import train_later, train_runs
 
     console.set_up()
     grid = Grid(Path(sys.argv[1]))
     train_runs(grid, [RunFolder(grid.outputs / "runs" / name) for name in sys.argv[2:]])
+    train_later(grid)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import logging
 import signal
 from collections.abc import Sequence
 
-from lora_exp.grid import detached, devices, plan
+from lora_exp.errors import UserError
+from lora_exp.grid import detached, devices, packs, plan, stages
 from lora_exp.grid.coordinator import Coordinator
 from lora_exp.grid.devices import Device
 from lora_exp.grid.plan import Point
@@ -42,25 +43,40 @@ def train(points: Sequence[Point]) -> list[Outcome]:
         show_plan(planned, len(found), f"workers: {_described(found)}")
         return planned.for_points(outcomes(planned, {}))
     planned.settle()
-    states: dict[str, str] = {}
+    if not planned.to_train:
+        ended = outcomes(planned, {})
+        show(ended)
+        return planned.for_points(ended)
+    names = sorted({device.name for device in found if device.name})
+    grid = plan.freeze(planned, {"name": "local"}, ", ".join(names) or None)
+    runs = [run.folder for run in planned.to_train]
     stopped = None
-    if planned.to_train:
-        names = sorted({device.name for device in found if device.name})
-        grid = plan.freeze(planned, {"name": "local"}, ", ".join(names) or None)
-        runs = [run.folder for run in planned.to_train]
+    if planned.detach:
+        detached.start(grid, runs)
+        states = {run.name: "queued" for run in runs}
+    else:
         try:
-            if planned.detach:
-                detached.start(grid, runs)
-                states = {run.name: "queued" for run in runs}
-            else:
-                states = train_runs(grid, runs)
+            states = train_runs(grid, runs)
         except Stopped as stop:
             states, stopped = stop.states, stop
     ended = outcomes(planned, states)
     show(ended)
     if stopped is not None:
         raise stopped
+    if not planned.detach:
+        ended[len(planned.runs) :] = train_later(grid) or ended[len(planned.runs) :]
     return planned.for_points(ended)
+
+
+def train_later(grid: Grid) -> list[Outcome]:
+    """Train what has waited for the runs of a grid that have ended; none if there is nothing, or
+    nothing that it could start from."""
+    points = [Point(one.overrides, one.config) for one in stages.waiting(grid)]
+    try:
+        return train(points) if points else []
+    except UserError as error:
+        log.error("What waits cannot start: %s", error)
+        return []
 
 
 def train_runs(grid: Grid, runs: Sequence[RunFolder]) -> dict[str, str]:
@@ -77,7 +93,7 @@ def train_runs(grid: Grid, runs: Sequence[RunFolder]) -> dict[str, str]:
         UserError: if there is no such device here as they want.
         Stopped: after a signal.
     """
-    tickets = plan.tickets(runs)
+    tickets = packs.tickets(runs)
     found = devices.choose(runs[0].config.device)[: len(runs)]
     log.info(
         "Grid %s: %d of %d runs to train; workers: %s.",

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_exp.errors import UserError
 from lora_exp.grid import snapshot
-from lora_exp.grid.queue import Ticket
+from lora_exp.grid.packs import pack_key
 from lora_exp.grid.record import Grid
-from lora_exp.methods import shares_backbone
+from lora_exp.grid.stages import Later
+from lora_exp.init_from import is_from_best
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, check
 from lora_exp.runs.folder import RunFolder
@@ -83,8 +83,10 @@ class Plan:
 
     runs: list[PlannedRun]
     """Each run once, in the order of its first point."""
+    later: list[Later]
+    """What waits for runs of these."""
     of_point: list[int]
-    """For each point, the number of its run."""
+    """For each point, the number of its run, or of what waits, counted after the runs."""
     device: str
     """`auto`, `cpu` or `cuda`: what all points want."""
     dry_run: bool
@@ -109,7 +111,7 @@ class Plan:
 
     @property
     def outputs(self) -> Path:
-        """The folder of the first run, and for a grid with one folder that of all."""
+        """The folder of all its runs."""
         return self.runs[0].folder.path.parent.parent
 
     def packs(self) -> list[list[PlannedRun]]:
@@ -134,40 +136,58 @@ def make(points: Sequence[Point], *, several_devices: bool = False) -> Plan:
     Raises:
         UserError: for what is wrong with any of the points, all of it at once.
     """
-    runs: dict[str, PlannedRun] = {}
-    keys: list[str] = []
     problems: dict[str, list[int]] = {}
-    unidentified: dict[str, UserError] = {}
-    wanted: dict[str, set[object]] = {key: set() for key in OF_THE_GRID}
+    configs: dict[int, Config] = {}
+
+    def note(error: UserError, number: int) -> None:
+        for problem in re.split(r"\n(?=\S)", str(error)):
+            problems.setdefault(problem, []).append(number)
+
     for number, point in enumerate(points):
         try:
-            config = point.config()
+            configs[number] = config = point.config()
             check(config)
-            for key, found in wanted.items():
-                found.add(getattr(config, key))
             if not several_devices:
                 _check_processes(config)
-            identity = _identify(config, unidentified)
         except UserError as error:
-            for problem in re.split(r"\n(?=\S)", str(error)):
-                problems.setdefault(problem, []).append(number)
-            continue
-        key = identity.signature
-        keys.append(key)
-        if key not in runs:
-            runs[key] = PlannedRun(identity, point.overrides, _before(identity.folder))
-    for key, found in wanted.items():
-        if len(found) > 1:
-            values = ",".join(sorted(map(str, found)))
-            problems[f"{key}={values}: one grid has one {OF_THE_GRID[key]}."] = [
-                *range(len(points))
-            ]
+            note(error, number)
+    for key, noun in OF_THE_GRID.items():
+        values = sorted({str(getattr(config, key)) for config in configs.values()})
+        if len(values) > 1:
+            problems[f"{key}={','.join(values)}: one grid has one {noun}."] = [*range(len(points))]
+
+    runs: dict[str, PlannedRun] = {}
+    later: dict[str, Later] = {}
+    of_point: dict[int, str] = {}
+    unidentified: dict[str, UserError] = {}
+    invalid = {number for numbers in problems.values() for number in numbers}
+    # What starts from the best of others comes after them.
+    for number in sorted(configs.keys() - invalid, key=lambda n: (is_from_best(configs[n]), n)):
+        overrides, config = points[number].overrides, configs[number]
+        try:
+            waiting = Later(overrides, config)
+            if is_from_best(config) and any(waiting.waits_for(run) for run in runs.values()):
+                key = repr(config)
+                later.setdefault(key, waiting)
+            else:
+                identity = _identify(config, unidentified)
+                key = identity.signature
+                if key not in runs:
+                    runs[key] = PlannedRun(identity, overrides, _before(identity.folder))
+            of_point[number] = key
+        except UserError as error:
+            note(error, number)
     if problems:
         raise UserError(_told(problems, distinguishing([point.overrides for point in points])))
-    order = {key: number for number, key in enumerate(runs)}
-    first = next(iter(runs.values())).config
-    numbers = [order[key] for key in keys]
-    return Plan(list(runs.values()), numbers, first.device, first.dry_run, first.detach)
+    order = {key: number for number, key in enumerate([*runs, *later])}
+    return Plan(
+        list(runs.values()),
+        list(later.values()),
+        [order[of_point[number]] for number in range(len(points))],
+        configs[0].device,
+        configs[0].dry_run,
+        configs[0].detach,
+    )
 
 
 def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
@@ -185,8 +205,11 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
     """
     record, patch = provenance(signature="", group="", overrides=[], gpu=gpu)
     own = {"command": record["command"], "snapshot": snapshot.take(plan.outputs).name}
+    later = [one.record for one in plan.later]
     folders = [run.folder for run in plan.runs]
-    grid = Grid.create(plan.outputs, plan.runs[0].config.grid, folders, launcher, **own)
+    grid = Grid.create(
+        plan.outputs, plan.runs[0].config.grid, folders, launcher, **own, later=later
+    )
     if patch:
         kept = grid.path / f"{own['snapshot']}.patch"
         files.write(kept, patch)
@@ -207,16 +230,6 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
     return grid
 
 
-def tickets(runs: Sequence[RunFolder]) -> list[Ticket]:
-    """The runs for a queue, in order, each with the pack it was in before."""
-    found = []
-    for run in runs:
-        config = run.config
-        label = run.status.get("pack")
-        found.append(Ticket(run.path, pack_key(config), config.pack.size, label))
-    return found
-
-
 def queue(folder: RunFolder) -> None:
     """Let a run be trained, whatever became of it before; it is locked by this process."""
     folder.withdraw_cancel()
@@ -228,28 +241,6 @@ def _before(folder: RunFolder) -> str:
         return "new"
     state = folder.status["state"]
     return "busy" if state != "done" and is_held(folder.leases) else state
-
-
-def pack_key(config: Config) -> str | None:
-    """Runs with equal keys can be trained together over one backbone; None: the run trains alone.
-
-    Rank, alpha and dropout of LoRA, ranks and alphas by pattern, task, seed, learning rate, batch
-    size and number of updates may differ within a pack.
-    """
-    lora, placement = config.lora, config.lora.placement
-    if config.pack.size == 1 or not shares_backbone(config):
-        return None
-    shared = {
-        "model": asdict(replace(config.model, init_from=None)),
-        "precision": config.train.precision,
-        "gradient_checkpointing": config.train.gradient_checkpointing,
-        "placement": placement.preset if placement.targets is None else sorted(placement.targets),
-        "layers": placement.layers,
-        "train_head": lora.train_head,
-        "left_out": sorted(name for name, rank in placement.rank_pattern.items() if rank == 0),
-        "size": config.pack.size,
-    }
-    return json.dumps(shared, sort_keys=True)
 
 
 def distinguishing(points: Sequence[Sequence[str]]) -> list[str]:
@@ -264,8 +255,8 @@ def _check_processes(config: Config) -> None:
     if processes > 1:
         raise UserError(
             f"train.devices={config.train.devices} train.nodes={config.train.nodes}: a grid trains "
-            "each run on one device. Leave them out, or give hydra/launcher=slurm, or hydra/launcher="
-            "basic: then the points run one after the other, each on several devices."
+            "each run on one device. Leave them out, or give hydra/launcher=slurm, or "
+            "hydra/launcher=basic: then they run one after the other, each on several devices."
         )
 
 

@@ -30,6 +30,7 @@ WORDS = {
     "preempted": "preempted",
     "cancelled": "cancelled",
     "queued": "queued",
+    "waiting": "waits for others",
 }
 """The states, in the order in which they are counted, as people read them."""
 LIVE_SECONDS = 0.5
@@ -41,7 +42,9 @@ LIVE_ROWS = 20
 class Outcome:
     """How a run of a grid ended."""
 
-    run: PlannedRun
+    overrides: list[str]
+    folder: RunFolder | None
+    """None as long as it waits for others, from which it is to start."""
     state: str
     """A key of `WORDS`."""
     result: dict[str, Any] | None
@@ -67,17 +70,20 @@ class Outcome:
             state = "queued" if written["state"] == "queued" else "preempted"
         failed = state.startswith("failed")
         reason = str(written.get("reason") or "") if failed else WORDS[state]
-        return cls(run, state, run.folder.result, reason)
+        return cls(run.overrides, run.folder, state, run.folder.result, reason)
 
 
 def outcomes(plan: Plan, states: dict[str, str]) -> list[Outcome]:
-    """How each run of a grid ended; `states` as the queue knows them, by name."""
-    return [Outcome.of(run, states.get(run.folder.name)) for run in plan.runs]
+    """How each run of a grid ended, and those that wait; `states` as the queue knows them, by
+    name."""
+    ended = [Outcome.of(run, states.get(run.folder.name)) for run in plan.runs]
+    reason = "waits for the runs that it may start from"
+    return ended + [Outcome(one.overrides, None, "waiting", None, reason) for one in plan.later]
 
 
 def show(ended: Sequence[Outcome]) -> None:
     """A table of the runs, in the order of the grid, and how many there are of each state."""
-    names = distinguishing([outcome.run.overrides for outcome in ended])
+    names = distinguishing([outcome.overrides for outcome in ended])
     table = Table(box=None)
     table.add_column("run", overflow="fold")
     table.add_column("state")
@@ -86,7 +92,8 @@ def show(ended: Sequence[Outcome]) -> None:
         metrics = (outcome.result or {}).get("metrics", {})
         numbers = [f"{key} {value:.4f}" for key, value in metrics.items() if key[:4] != "loss"]
         last = outcome.reason if outcome.state.startswith("failed") else "  ".join(numbers)
-        table.add_row(name or outcome.run.folder.name, WORDS[outcome.state], last)
+        own = outcome.folder.name if outcome.folder else ""
+        table.add_row(name or own, WORDS[outcome.state], last)
     out = output()
     out.print(table)
     out.print(counted(Counter(outcome.state for outcome in ended)), highlight=False)

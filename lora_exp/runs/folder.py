@@ -24,6 +24,11 @@ PROGRESS = ("attempt", "step", "total_steps", "epoch", "seconds", "pack")
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
 
 
+def main_metric(result: dict[str, Any]) -> float:
+    """Of `result.json`, the metric that decides the best epoch."""
+    return next(value for name, value in result["metrics"].items() if name != "loss")
+
+
 class RunFolder:
     """`outputs/runs/<slug>-<signature>/`; the files and when they are written:
 
@@ -36,6 +41,7 @@ class RunFolder:
     result.json    the result; its presence means done                          once
     adapter/       every trained tensor, in the form that PEFT opens            at each new best
     checkpoint/    all that an exact resume needs                               periodically
+    generations/   what a language model wrote for the test split               at the end
     log.txt        the log                                                      appended
     cancel         somebody asks for an end without a result                    at any time
     ============== ============================================================ ====================
@@ -46,6 +52,7 @@ class RunFolder:
         self.name = path.name
         self.adapter = path / "adapter"
         self.checkpoint = path / "checkpoint"
+        self.generations = path / "generations"
         self.metrics_file = path / "metrics.jsonl"
         self.log = path / "log.txt"
         self._cancel = path / "cancel"

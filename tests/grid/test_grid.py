@@ -232,3 +232,44 @@ def test_hydras_own_launcher_and_batches_of_its_sweeper_work(
     assert batches.returncode == 0, batches.stderr
     assert "3 runs: 3 done before" in batches.stdout
     assert "1 run: 1 done before" in batches.stdout
+
+
+def test_a_second_stage_starts_from_the_best_of_the_first(tiny: Path, tmp_path: Path) -> None:
+    given = [f"model.name_or_path={tiny}", f"outputs={tmp_path}", "train.max_steps=4", "device=cpu"]
+    start = "\"model.init_from=null,'best:model.init_from=null'\"".strip('"')
+    grid = [sys.executable, "-m", "lora_exp", "-m", *given, "seed=1,2", start]
+    shown = run(*grid, "dry_run=true")
+    assert shown.returncode == 0, shown.stderr
+    assert "4 runs: 2 new, 2 waits for others" in shown.stdout
+    assert not list(tmp_path.iterdir()) or not all_runs(tmp_path)
+    ended = run(*grid, "grid=two")
+    assert ended.returncode == 0, ended.stderr
+    starts = {folder.config.model.init_from for folder in all_runs(tmp_path)}
+    assert len(starts) == 2
+    (start_folder,) = starts - {None}
+    assert Path(str(start_folder)).parent in [folder.path for folder in all_runs(tmp_path)]
+    again = run(*grid, "grid=two")
+    assert again.returncode == 0, again.stderr
+    assert "4 runs: 4 done before" in again.stdout
+
+
+def test_a_detached_grid_goes_on_by_itself(tiny: Path, tmp_path: Path) -> None:
+    ended = run(*command(tiny, tmp_path, "detach=true", "grid=apart"))
+    assert ended.returncode == 0, ended.stderr
+    assert "4 runs: 4 queued" in ended.stdout
+    assert "python -m lora_exp cancel grid=apart" in ended.stderr
+    wait_until(lambda: all(folder.result is not None for folder in all_runs(tmp_path)))
+    assert "(best so far)" in (tmp_path / "grids" / "apart" / "log.txt").read_text()
+
+
+def test_a_cancelled_run_leaves_and_the_others_go_on(tiny: Path, tmp_path: Path) -> None:
+    grid = start(*command(tiny, tmp_path, "train.max_steps=100000", "train.eval_every=100000"))
+    victim = wait_until(lambda: in_the_middle(tmp_path))
+    for folder in all_runs(tmp_path):
+        folder.request_cancel()
+    table, errors = grid.communicate(timeout=100)
+    assert grid.returncode == 1, errors
+    assert "4 runs: 4 cancelled" in table
+    assert victim.status["state"] == "cancelled"
+    assert victim.status["step"] > 0
+    assert victim.checkpoint.exists(), "it can go on when it is asked to"

@@ -10,7 +10,9 @@ import pytest
 
 from lora_exp.errors import UserError
 from lora_exp.grid import plan
-from lora_exp.grid.plan import Plan, Point, distinguishing, freeze, make, pack_key
+from lora_exp.grid.packs import pack_key
+from lora_exp.grid.plan import Plan, Point, distinguishing, freeze, make
+from lora_exp.grid.stages import waiting
 from lora_exp.runs.config import (
     Config,
     LoraConfig,
@@ -255,6 +257,57 @@ def test_the_start_and_the_order_of_targets_do_not_part_a_pack() -> None:
         for targets in (["query", "value"], ["value", "query"])
     )
     assert pack_key(one) == pack_key(other)
+
+
+# -- stages --------------------------------------------------------------------------------------
+
+
+def from_best(base: Config, choice: str, **changes: Any) -> Point:
+    return point(base, model=replace(base.model, init_from=f"best:{choice}"), **changes)
+
+
+def test_what_starts_from_the_best_of_others_waits_for_them(base: Config) -> None:
+    points = [
+        from_best(base, "seed=1,2", seed=3),
+        point(base, seed=1),
+        point(base, seed=2, r=4),
+        point(base, seed=2),
+    ]
+    first = make(points)
+    assert [(run.config.seed, run.config.lora.r) for run in first.runs] == [(1, 8), (2, 4), (2, 8)]
+    assert [one.settings.seed for one in first.later] == [3]
+    assert first.of_point == [3, 0, 1, 2]
+    grid = freeze(first, LOCAL, None)
+    assert [one.overrides for one in waiting(grid)] == [points[0].overrides]
+    assert waiting(grid)[0].settings.grid == grid.name
+
+    for number, score in ((0, 0.5), (1, 0.9), (2, 0.7)):  # the second has another rank
+        folder = first.runs[number].folder
+        folder.finish({"metrics": {"loss": 9.0, "accuracy": score}})
+        folder.adapter.mkdir()
+    then = make(points)
+    assert not then.later
+    (last,) = then.to_train
+    assert last.config.seed == 3
+    assert last.config.model.init_from == str(first.runs[2].folder.adapter)
+    assert waiting(freeze(then, LOCAL, None)) == []
+
+
+def test_a_run_that_failed_is_not_waited_for(base: Config) -> None:
+    points = [point(base, seed=1), from_best(base, "seed=1", seed=3)]
+    freeze(make(points), LOCAL, None)
+    make(points).runs[0].folder.set_status("failed", reason="nan")
+    with pytest.raises(UserError, match=r"init_from=best:seed=1: no run of this backbone"):
+        make(points)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [("seed=7", "no run of this backbone, method and placement"), ("sed=1", "no such key")],
+)
+def test_a_best_that_can_never_be_is_told_at_once(base: Config, choice: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make([point(base, seed=1), from_best(base, choice, seed=3)])
 
 
 # -- names ---------------------------------------------------------------------------------------

@@ -76,18 +76,19 @@ class LocalLauncher(Launcher):
 
 
 def _returned(overrides: list[str], outcome: Outcome) -> JobReturn:
-    from lora_exp.cli import main_metric
     from lora_exp.errors import RunFailed
+    from lora_exp.runs.folder import main_metric
 
     returned = JobReturn(overrides, working_dir=str(Path.cwd()))
     returned.task_name = JobRuntime.instance().get("name")
     if outcome.result is not None:
         returned.status = JobStatus.COMPLETED
         returned.return_value = main_metric(outcome.result)
-    elif outcome.state in ("new", "queued"):  # only shown, or left to others
+    elif outcome.state in ("new", "queued", "waiting"):  # only shown, or left to others
         returned.status = JobStatus.COMPLETED
         returned.return_value = None
     else:
         returned.status = JobStatus.FAILED
-        returned.return_value = RunFailed(f"{outcome.run.folder.path}: {outcome.reason}")
+        where = outcome.folder.path if outcome.folder else " ".join(overrides)
+        returned.return_value = RunFailed(f"{where}: {outcome.reason}")
     return returned
