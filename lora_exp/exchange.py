@@ -50,6 +50,11 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
     if not (run.adapter / WEIGHTS).is_file():
         raise UserError(f"{run.adapter}: there is no {WEIGHTS} in it.")
     config = run.config
+    if config.method == "adapter":
+        raise UserError(
+            f"--to {form}: neither a plain model nor other software has a place for the adapters of "
+            f"method=adapter. Take its tensors as they are: {run.adapter / WEIGHTS}."
+        )
     if form != "merged" and config.method != "lora":
         raise UserError(
             f"--to {form}: a run with method={config.method} has no A and B to be written so. "

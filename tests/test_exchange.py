@@ -154,7 +154,7 @@ def test_loralib_opens_what_is_exported_for_it(
     torch.testing.assert_close(logits(theirs, model), by_peft(model, run / "adapter"))
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit"])
+@pytest.mark.parametrize("method", ["full", "full_top", "bitfit"])
 def test_whole_tensors_are_exported_merged_and_only_so(
     method: str, runs: Callable[..., Path], models: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -216,6 +216,9 @@ def test_exports_that_are_refused(
     wrong = run.name[:-3] + "zzz"
     assert f"Did you mean {run.name}?" in said(wrong, "--to", "peft", *outputs)
     assert "loralib has no DoRA" in said(str(runs("bert", "lora.dora=true")), "--to", "loralib")
+    adapter = runs("bert", "method=adapter")
+    for form in ("peft", "merged"):
+        assert "has a place for the adapters" in said(str(adapter), "--to", form)
 
     copy = shutil.copytree(run, tmp_path / "copy")
     other = tiny.save(tmp_path / "other", initializer_range=0.05)

@@ -147,10 +147,11 @@ def test_biases_that_the_run_would_not_save_are_refused(
         torch.testing.assert_close(weights(new)[name], value)
 
 
-def test_full_fine_tuning_goes_on_from_full_fine_tuning(tiny: Path, tmp_path: Path) -> None:
-    full = ("method=full", "train.lr=1e-3")
-    old, _ = trained(tiny, tmp_path, *full)
-    new, output = trained(tiny, tmp_path, *full, *STILL, f"model.init_from={old.name}")
+@pytest.mark.parametrize("method", ["full", "full_top", "adapter"])
+def test_other_methods_go_on_from_their_own(method: str, tiny: Path, tmp_path: Path) -> None:
+    same = (f"method={method}", "full_top.layers=1", "train.lr=1e-3")
+    old, _ = trained(tiny, tmp_path, *same)
+    new, output = trained(tiny, tmp_path, *same, *STILL, f"model.init_from={old.name}")
     assert "tensors" in output
     for name, value in weights(old).items():
         assert torch.equal(weights(new)[name], value), name

@@ -34,7 +34,8 @@ PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 """The folder of the YAML files."""
 MARKS = re.compile(r"\?\?\?|\$\{")
-METHODS = ("lora", "full", "bitfit")
+METHODS = ("lora", "full", "full_top", "bitfit", "adapter")
+ADAPTERS = ("houlsby", "pfeiffer", "lin")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 INITIALISATIONS = ("kaiming_uniform", "normal", "pissa")
@@ -162,6 +163,28 @@ class LoraConfig:
 
 
 @dataclass
+class FullTopConfig:
+    """Fine-tuning of the top layers (FT-Top2 of Li and Liang 2021)."""
+
+    layers: int = 2
+    """Number of layers, counted from the top; the final norm and the pooler are trained as well."""
+
+
+@dataclass
+class AdapterConfig:
+    """Bottleneck networks between the frozen parts of each layer."""
+
+    kind: str = "houlsby"
+    """`houlsby`: after attention and after the MLP (2019); `pfeiffer`: after the MLP (2021); `lin`:
+    on the output of each layer, behind a LayerNorm of its own (2020; Adapter^L of the LoRA
+    paper)."""
+    size: int = 64
+    """Units of each bottleneck."""
+    parameters: int | None = None
+    """Parameters of all adapters together, about; if given, `size` follows from it."""
+
+
+@dataclass
 class TrainConfig:
     """The optimisation and its bookkeeping."""
 
@@ -242,8 +265,10 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "lora"
-    """How the model is adapted: `lora`, `full` or `bitfit`."""
+    """How the model is adapted: `lora`, `full`, `full_top`, `bitfit` or `adapter`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    full_top: FullTopConfig = field(default_factory=FullTopConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 1
     """Decides initial values, data order and dropout."""
@@ -470,6 +495,10 @@ def check(config: Config) -> None:
         require(rank >= 0, key, rank, "must be at least 0, which leaves the layers as they are.")
     for pattern, alpha in placement.alpha_pattern.items():
         positive(f"lora.placement.alpha_pattern.{pattern}", alpha)
+    positive("full_top.layers", config.full_top.layers)
+    choice("adapter.kind", config.adapter.kind, ADAPTERS)
+    positive("adapter.size", config.adapter.size)
+    positive("adapter.parameters", config.adapter.parameters)
 
     positive("train.lr", train.lr)
     positive("train.epochs", train.epochs)

@@ -35,6 +35,9 @@ UNDECIDING = {
     "train.nodes",
 }
 
+SECTIONS = {"lora", "full_top", "adapter"}
+"""Each decides the runs of its own method alone."""
+
 
 def signature(config: Config, *, data: str, backbone: str, start: str | None = None) -> str:
     """Twelve hexadecimal digits that two runs share only if their results must be equal.
@@ -66,8 +69,9 @@ def deciding(config: Config) -> dict[str, Any]:
     Leaving defaults out lets a field be added later without changing the signatures that exist.
     """
     undeciding = set(UNDECIDING)
-    if config.method != "lora":
-        undeciding.add("lora")
+    undeciding |= SECTIONS - {config.method}
+    if config.adapter.parameters is not None:
+        undeciding.add("adapter.size")
     if config.lora.placement.targets is not None:
         undeciding.add("lora.placement.preset")
     if config.train.max_steps is not None:
@@ -103,6 +107,11 @@ def slug(config: Config) -> str:
     if config.method == "lora":
         placement = config.lora.placement
         parts += [f"r{config.lora.r}", "custom" if placement.targets else placement.preset]
+    elif config.method == "full_top":
+        parts[-1] += str(config.full_top.layers)
+    elif config.method == "adapter":
+        size = config.adapter.parameters or config.adapter.size
+        parts += [config.adapter.kind, str(size)]
     parts.append(f"seed{config.seed}")
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "x" for part in parts)[:120]
 

@@ -175,7 +175,9 @@ def test_killed_again_and_again(tiny: Path, tmp_path: Path, uninterrupted: dict[
     "what",
     [
         ["method=full"],
+        ["method=full_top", "full_top.layers=1"],
         ["method=bitfit"],
+        ["method=adapter", "adapter.kind=lin", "adapter.size=4"],
         ["lora.init=pissa", "lora.lr_ratio=16"],
         ["lora.dora=true", "lora.bias=all"],
     ],
