@@ -53,6 +53,9 @@ def guarded(action: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("lora_exp: stopped.", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # who read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def leave(status: int, error: Exception) -> NoReturn:
@@ -114,6 +117,11 @@ def _job(values: object) -> float:
     try:
         config = config_of(values)
         check(config)
+        if hydra_config.mode is RunMode.RUN and (config.dry_run or config.detach):
+            raise UserError(
+                "dry_run and detach are for grids (-m, or a study). What one run comes to: python "
+                "-m lora_exp plan ..."
+            )
         if warning := advice(config, overrides):
             console.log.warning(warning)
         from lora_exp.train.job import execute, predict

@@ -22,10 +22,12 @@ from lora_exp.runs.config import Config, check, from_mapping, schema
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT.parent / "shared" / "reference" / "recipes.yaml"
 
-EXPERIMENTS = sorted(
+ALL = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix()
     for path in (CONF / "experiment").rglob("*.yaml")
 )
+FROM_MNLI = [name for name in ALL if name.endswith("_from_mnli")]
+EXPERIMENTS = [name for name in ALL if name not in FROM_MNLI]
 VARIANTS = [name for name in EXPERIMENTS if name.endswith(("_paper", "_restricted"))]
 SCRIPTS = [name for name in EXPERIMENTS if name not in VARIANTS]
 CHOICES = [
@@ -216,6 +218,17 @@ def test_where_a_run_does_not_start_as_published_its_file_says_so(
     )
     text, _ = read(f"experiment/{name}")
     assert ("starts from the best MNLI adapter" in text) is from_mnli
+
+
+def test_those_that_start_from_mnli_differ_in_that_alone(recipes: dict[str, Any]) -> None:
+    tasks = recipes["protocol"]["init_from_mnli"]
+    assert set(FROM_MNLI) == {f"{folder}/{task}_from_mnli" for folder in MODELS for task in tasks}
+    for name in FROM_MNLI:
+        assert read(f"experiment/{name}")[0].splitlines()[1].endswith(f"experiment={name}")
+        config = run(f"experiment={name}")
+        assert config.model.init_from == "best:task=mnli"
+        config.model.init_from = None
+        assert config == run(f"experiment={name.removesuffix('_from_mnli')}")
 
 
 def test_a_task_alone_is_the_script_s_recipe_for_roberta_base() -> None:
