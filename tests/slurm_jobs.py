@@ -27,7 +27,7 @@ SHORT = (
     "pack.size=1",
     "device=cpu",
 )
-PATIENCE_SECONDS = 200
+PATIENCE_SECONDS = 300
 
 
 class Launched:

@@ -50,14 +50,15 @@ class Task:
         """
         console.set_up(alone=False)
         submission = Submission(self.path)
-        before = progress(submission.runs)
+        often = Owner.here().restarts >= RESTARTS
+        before = progress(submission.runs) if often else -1
         if submission.record["together"]:
             name = submission.record["runs"][self.number][0]
             tickets, status = _train_together(submission.grid.outputs / "runs" / name)
         else:
             tickets, status = self._train_queue(submission)
         if status > 128 and os.environ["SLURM_PROCID"] == "0":
-            _leave(tickets, further=progress(submission.runs) > before)
+            _leave(tickets, again=not often or progress(submission.runs) > before)
         if status:
             raise SystemExit(status)
 
@@ -134,19 +135,19 @@ def _devices(submission: Submission, tickets: Sequence[Ticket]) -> list[Device]:
     return found[:1] * int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
 
 
-def _leave(tickets: Sequence[Ticket], *, further: bool) -> None:
+def _leave(tickets: Sequence[Ticket], *, again: bool) -> None:
     """Runs are left, and a signal came: do what SLURM has not done yet.
 
     Args:
         tickets: of the runs.
-        further: whether this job has come further since it was started.
+        again: whether this job may be started again.
     """
     fate = _fate()
     if fate == "cancelled":
         for ticket in tickets:
             if ticket.state == "preempted":
                 end(RunFolder(ticket.path), "cancelled")
-    elif fate == "running" and (further or Owner.here().restarts < RESTARTS):
+    elif fate == "running" and again:
         done = subprocess.run(
             ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,7 +15,7 @@ import pytest
 from lora_exp.errors import UserError
 from lora_exp.grid import slurm, task
 from lora_exp.grid.close import Close
-from lora_exp.grid.queue import Ticket
+from lora_exp.grid.queue import Queue, Ticket
 from lora_exp.grid.record import Grid
 from lora_exp.grid.slurm import SlurmSettings
 from lora_exp.grid.submission import Shape, Submission, shapes
@@ -228,21 +229,55 @@ def test_what_a_signal_means_is_asked(in_a_job: Path, told: str, fate: str):
     assert task._fate() == fate
 
 
+class Stopped:
+    """A coordinator that is asked to leave at once, after a run has come `steps` further."""
+
+    steps = 0
+
+    def __init__(self, queue: Queue, found: object) -> None:
+        self.queue, self.stopped = queue, signal.SIGUSR2
+
+    def run(self) -> None:
+        RunFolder(self.queue.tickets[0].path).set_status("preempted", step=5 + self.steps)
+
+
 @pytest.mark.parametrize(
-    ("restarts", "further", "again"), [(0, False, True), (3, True, True), (3, False, False)]
+    ("restarts", "steps", "again"), [(0, 0, True), (3, 1, True), (3, 0, False)]
 )
 def test_a_job_that_comes_no_further_is_not_requeued_for_ever(
     in_a_job: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     restarts: int,
-    further: bool,
+    steps: int,
     again: bool,
 ):
+    monkeypatch.setattr(task, "Coordinator", Stopped)
+    monkeypatch.setattr(Stopped, "steps", steps)
+    submission, [run] = submitted(tmp_path / "outputs", 1)
+    run.set_status("preempted", step=5)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     (in_a_job / "job").write_text(f"JobId=8 JobState=RUNNING Reason=None Restarts={restarts}")
-    task._leave([Ticket(tmp_path, state="preempted")], further=further)
+    with pytest.raises(SystemExit) as left:
+        Task(submission.path, 0, 1)()
+    assert left.value.code == 128 + signal.SIGUSR2
     assert ("requeue 8" in (in_a_job / "asked").read_text().splitlines()) is again
+
+
+def test_the_runs_of_a_cancelled_job_are_cancelled(
+    in_a_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(task, "Coordinator", Stopped)
+    submission, runs = submitted(tmp_path / "outputs", 2)
+    (in_a_job / "job").write_text("JobId=8 JobState=COMPLETING Reason=None Restarts=0")
+
+    def leave(self: Stopped) -> None:
+        self.queue.tickets[0].state = "preempted"
+
+    monkeypatch.setattr(Stopped, "run", leave)
+    with pytest.raises(SystemExit):
+        Task(submission.path, 0, 1)()
+    assert [run.status["state"] for run in runs] == ["cancelled", "queued"]  # not its own
 
 
 def test_a_job_with_nothing_left_ends_at_once(in_a_job: Path, tmp_path: Path):
