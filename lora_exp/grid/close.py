@@ -10,9 +10,11 @@ from pathlib import Path
 
 from lora_exp import console
 from lora_exp.errors import UserError
-from lora_exp.grid import cluster, slurm
+from lora_exp.grid import cluster, slurm, stages
 from lora_exp.grid.cluster import Job
-from lora_exp.grid.submission import Submission, end, progress
+from lora_exp.grid.plan import Point
+from lora_exp.grid.record import Grid
+from lora_exp.grid.submission import ENDED, Submission, end, progress
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import STALE_SECONDS, is_held
 
@@ -46,7 +48,9 @@ class Close:
         for run in cancelled:
             end(run, "cancelled")
         again = [run for run in left if run not in cancelled]
+        settings = slurm.SlurmSettings.of(record["settings"])
         if not again:
+            _begin_next_stage(submission.grid, settings)
             return
         stuck = progress(submission.runs) == record["progress"]
         stalled = record["stalled"] + 1 if stuck else 0
@@ -56,13 +60,29 @@ class Close:
                 end(run, "failed", reason=f"{reason} See {submission.path}.")
             raise SystemExit(1)
         log.info("%d runs are left; their jobs: %s.", len(again), told)
-        settings = slurm.SlurmSettings.of(record["settings"])
         code = Path(record["code"])
         try:
             slurm.submit(submission.grid, again, settings, code=code, stalled=stalled)
         except UserError as error:
             log.error("%s", error)
             raise SystemExit(1) from None
+
+
+def _begin_next_stage(grid: Grid, settings: slurm.SlurmSettings) -> None:
+    """Submit what waits for the runs of a grid, once all of them have ended.
+
+    Raises:
+        SystemExit: with status 1 if it cannot be.
+    """
+    if any(run.status["state"] not in ENDED for run in grid.runs):
+        return  # another closing job will see to it
+    points = [Point(one.overrides, one.config) for one in stages.take(grid)]
+    try:
+        if points:
+            slurm.start(points, settings)
+    except UserError as error:
+        log.error("What waits cannot start: %s", error)
+        raise SystemExit(1) from None
 
 
 def _abandoned(runs: Sequence[RunFolder]) -> list[RunFolder]:

@@ -71,7 +71,7 @@ def train(points: Sequence[Point]) -> list[Outcome]:
 def train_later(grid: Grid) -> list[Outcome]:
     """Train what has waited for the runs of a grid that have ended; none if there is nothing, or
     nothing that it could start from."""
-    points = [Point(one.overrides, one.config) for one in stages.waiting(grid)]
+    points = [Point(one.overrides, one.config) for one in stages.take(grid)]
     try:
         return train(points) if points else []
     except UserError as error:

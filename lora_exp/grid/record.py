@@ -7,7 +7,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,14 +43,15 @@ class Grid:
         launcher: dict[str, Any],
         **more: Any,
     ) -> Self:
-        """Write a grid down. One with this name is joined: its runs stay, further ones follow.
+        """Write a grid down. One with this name is joined: its runs, and what waits for them, stay;
+        further ones follow.
 
         Args:
             outputs: the folder of all runs.
             name: None: made from the time.
             runs: in order.
             launcher: its `name`, `local` or `slurm`, and its settings.
-            more: for the record: command, snapshot.
+            more: for the record: command, snapshot, `later`, what waits for runs.
 
         Raises:
             UserError: for a name that no folder can have.
@@ -60,19 +62,37 @@ class Grid:
         grids.mkdir(parents=True, exist_ok=True)
         grid = cls(grids / (name or _unused(grids)))
         grid.path.mkdir(exist_ok=True)
-        with (grid.path / "lock").open("a") as lock:  # two commands may join it at once
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            known = grid.record.get("runs", [])
+        with grid._locked():  # two commands may join it at once
+            before = grid.record
+            runs_before, later_before = before.get("runs", []), before.get("later", [])
+            later = [one for one in more.pop("later", []) if one not in later_before]
             record = {
                 "name": grid.name,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "cwd": str(Path.cwd()),
                 "launcher": launcher,
                 **more,
-                "runs": list(dict.fromkeys([*known, *(run.name for run in runs)])),
+                "later": later_before + later,
+                "runs": list(dict.fromkeys([*runs_before, *(run.name for run in runs)])),
             }
             files.write_json(grid.path / "grid.json", record)
         return grid
+
+    def take_later(self) -> list[dict[str, Any]]:
+        """What waits for runs of the grid, as it was written down; only one process gets it."""
+        with self._locked():
+            record = self.record
+            later = record.pop("later", [])
+            if later:
+                files.write_json(self.path / "grid.json", record)
+        return later
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / "lock").open("a") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     @property
     def record(self) -> dict[str, Any]:

@@ -38,10 +38,10 @@ class Later:
         return {"overrides": self.overrides, "config": asdict(self.settings)}
 
 
-def waiting(grid: Grid) -> list[Later]:
-    """The points of a grid whose turn has not come yet."""
+def take(grid: Grid) -> list[Later]:
+    """The points of a grid whose turn has not come yet; who takes them sees to them."""
     found = []
-    for one in grid.record.get("later", []):
+    for one in grid.take_later():
         config = replace(from_mapping(one["config"]), grid=grid.name, dry_run=False, detach=False)
         found.append(Later(one["overrides"], config))
     return found

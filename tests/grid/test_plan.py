@@ -12,7 +12,7 @@ from lora_exp.errors import UserError
 from lora_exp.grid import plan
 from lora_exp.grid.packs import pack_key
 from lora_exp.grid.plan import Plan, Point, distinguishing, freeze, make
-from lora_exp.grid.stages import waiting
+from lora_exp.grid.stages import take
 from lora_exp.runs.config import (
     Config,
     LoraConfig,
@@ -278,8 +278,10 @@ def test_what_starts_from_the_best_of_others_waits_for_them(base: Config) -> Non
     assert [one.settings.seed for one in first.later] == [3]
     assert first.of_point == [3, 0, 1, 2]
     grid = freeze(first, LOCAL, None)
-    assert [one.overrides for one in waiting(grid)] == [points[0].overrides]
-    assert waiting(grid)[0].settings.grid == grid.name
+    (waiting,) = take(grid)
+    assert waiting.overrides == points[0].overrides
+    assert waiting.settings.grid == grid.name
+    assert take(grid) == [], "only one process goes on with it"
 
     for number, score in ((0, 0.5), (1, 0.9), (2, 0.7)):  # the second has another rank
         folder = first.runs[number].folder
@@ -290,7 +292,7 @@ def test_what_starts_from_the_best_of_others_waits_for_them(base: Config) -> Non
     (last,) = then.to_train
     assert last.config.seed == 3
     assert last.config.model.init_from == str(first.runs[2].folder.adapter)
-    assert waiting(freeze(then, LOCAL, None)) == []
+    assert take(freeze(then, LOCAL, None)) == []
 
 
 def test_a_run_that_failed_is_not_waited_for(base: Config) -> None:
