@@ -33,10 +33,11 @@ class Close:
     """Of the submission."""
 
     def __call__(self) -> None:
-        """Submit the runs that are left, unless their jobs were cancelled or get nowhere.
+        """Submit the runs that are left, unless their jobs were cancelled or get nowhere; and once
+        none is, what waits for them.
 
         Raises:
-            SystemExit: with status 1 if sbatch refuses.
+            SystemExit: with status 1 if runs are left, and nothing will train them.
         """
         console.set_up(alone=False)
         submission = Submission(self.path)
@@ -50,7 +51,8 @@ class Close:
         again = [run for run in left if run not in cancelled]
         settings = slurm.SlurmSettings.of(record["settings"])
         if not again:
-            _begin_next_stage(submission.grid, settings)
+            if not cancelled:
+                _begin_next_stage(submission.grid, settings)
             return
         stuck = progress(submission.runs) == record["progress"]
         stalled = record["stalled"] + 1 if stuck else 0

@@ -167,6 +167,13 @@ def on_two_nodes(launched: Launched) -> Story:
     return Story(launched.finished(), [grid])
 
 
+def in_stages(launched: Launched) -> Story:
+    """Runs that start from the best of others."""
+    stages = "model.init_from=null,'best:model.init_from=null'"
+    grid = launched.submit("lora.r=1", "seed=1", stages, "grid=two", *ON_N1)
+    return Story(launched.finished(), [grid])
+
+
 def refused(launched: Launched) -> Story:
     """There is no such partition."""
     done = launched.start("lora.r=1", "seed=1", "hydra.launcher.partition=mian")
@@ -183,6 +190,7 @@ SCENARIOS = (
     edited,
     overlapping,
     on_two_nodes,
+    in_stages,
     diverging,
     refused,
 )
@@ -287,6 +295,14 @@ def test_a_run_on_two_nodes_is_that_of_one_process(stories: Stories):
         ]
         for found, line in zip(evaluations(run), evaluations(twin), strict=True):
             assert found["loss"] == pytest.approx(line["loss"], abs=1e-5)
+
+
+def test_the_closing_job_submits_what_starts_from_the_best_of_others(stories: Stories):
+    story = stories[in_stages].result()
+    assert [line["closing"] for line in story.grids[0].jobs] == [False, True, False, True]
+    assert story.launched.states == ["done"] * 2
+    [start] = {run.config.model.init_from for run in story.launched.runs} - {None}
+    assert Path(str(start)).parent in [run.path for run in story.launched.runs]
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(stories: Stories):
