@@ -122,6 +122,9 @@ def _job(values: object) -> float:
                 "dry_run and detach are for grids (-m, or a study). What one run comes to: python "
                 "-m lora_exp plan ..."
             )
+        target = str(hydra_config.launcher._target_)
+        if hydra_config.mode is RunMode.RUN and target.endswith(".SlurmLauncher"):
+            raise UserError("hydra/launcher=slurm is for grids: give -m as well, for one run too.")
         if warning := advice(config, overrides):
             console.log.warning(warning)
         from lora_exp.train.job import execute, predict

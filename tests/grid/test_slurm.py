@@ -96,17 +96,18 @@ def test_settings_are_checked_and_misspelt_ones_answered_with_the_nearest():
         SlurmSettings.of({"cpus": 0})
 
 
-def test_a_misspelt_setting_on_the_command_line():
+def test_mistakes_on_the_command_line():
     def refused(*overrides: str) -> str:
-        command = [sys.executable, "-m", "lora_exp", "-m", "seed=1,2", *overrides]
+        command = [sys.executable, "-m", "lora_exp", *overrides]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2
         return done.stderr
 
     assert "Did you mean partition or closing_partition?" in refused(
-        "hydra/launcher=slurm", "hydra.launcher.partitoin=x"
+        "-m", "hydra/launcher=slurm", "hydra.launcher.partitoin=x"
     )
-    assert "only hydra/launcher=slurm has it" in refused("hydra.launcher.partition=x")
+    assert "only hydra/launcher=slurm has it" in refused("-m", "hydra.launcher.partition=x")
+    assert "give -m as well" in refused("hydra/launcher=slurm")
 
 
 def test_runs_are_sorted_by_the_processes_they_want(tmp_path: Path):
