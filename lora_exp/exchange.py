@@ -52,8 +52,8 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
     config = run.config
     if config.method == "adapter":
         raise UserError(
-            f"--to {form}: neither a plain model nor other software has a place for the adapters of "
-            f"method=adapter. Take its tensors as they are: {run.adapter / WEIGHTS}."
+            f"--to {form}: what method={config.method} adds to a model has no such form. Take the "
+            f"run's own files{opens}: {run.adapter}."
         )
     if form != "merged" and config.method != "lora":
         raise UserError(
@@ -138,9 +138,9 @@ def _restored(run: RunFolder, config: Config) -> Backbone:
     plain = replace(config.model, dropout=None, head_dropout=None)  # those are the training's
     try:
         if config.method != "lora":
-            return _with_tensors(run, plain)
+            return _with_tensors(run, config, plain)
         adapter = lora.read(run.adapter)
-        backbone = models.load(plain, _labels(plain, adapter.others) or 2)
+        backbone = models.load(plain, _outputs(config, plain, adapter.others))
         if config.lora.init == "pissa":  # in its file the weights are those before the start
             lora.attach(backbone.model, adapter)
         else:  # for the slices of fused layers, which PEFT's form does not have
@@ -151,13 +151,18 @@ def _restored(run: RunFolder, config: Config) -> Backbone:
     return backbone
 
 
-def _with_tensors(run: RunFolder, model: ModelConfig) -> Backbone:
+def _outputs(config: Config, model: ModelConfig, tensors: Mapping[str, Tensor]) -> int | None:
+    """Of the run's model; None for a language model."""
+    return None if config.task.kind == "generation" else _labels(model, tensors) or 2
+
+
+def _with_tensors(run: RunFolder, config: Config, model: ModelConfig) -> Backbone:
     """The model of a run that trained whole tensors."""
     from lora_exp import models
     from lora_exp.methods.full import read
 
     file, tensors = run.adapter / WEIGHTS, read(run.adapter)
-    backbone = models.load(model, _labels(model, tensors) or 2)
+    backbone = models.load(model, _outputs(config, model, tensors))
     try:
         missing = backbone.model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # of another shape
@@ -210,7 +215,8 @@ def _as_merged(run: RunFolder, config: Config, backbone: Backbone, folder: Path)
     backbone.tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):  # safetensors hides them from other users
         shutil.copymode(folder / "config.json", file)
-    return "AutoModelForSequenceClassification and AutoTokenizer open it."
+    kind = "CausalLM" if backbone.writes else "SequenceClassification"
+    return f"AutoModelFor{kind} and AutoTokenizer open it."
 
 
 def _label_names(run: RunFolder, config: Config) -> Sequence[str] | None:
@@ -218,7 +224,7 @@ def _label_names(run: RunFolder, config: Config) -> Sequence[str] | None:
     from lora_exp import init_from, models, tasks
     from lora_exp.runs.signature import signature
 
-    if config.task.regression or config.task.labels:
+    if config.task.regression or config.task.labels or config.task.kind == "generation":
         return config.task.labels
     if config.task.kind == "classification" and config.task.data_dir is None:
         return None  # the hub is not asked

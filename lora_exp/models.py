@@ -50,11 +50,17 @@ class Backbone:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     head: frozenset[str]
-    """Names of the head's parameters: all outside the pre-trained part, and all that are new."""
+    """Names of the head's parameters: all outside the pre-trained part, and all that are new. None
+    of a language model, whose head is pre-trained as well."""
     new: frozenset[str]
     """Names of the parameters that the checkpoint does not have."""
     weights: str = ""
     """Hash of the pre-trained weights, for adapters to know their backbone by."""
+
+    @property
+    def writes(self) -> bool:
+        """It is a language model."""
+        return not self.head
 
     @property
     def head_modules(self) -> set[str]:
@@ -123,13 +129,14 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load(
-    model: ModelConfig, outputs: int, tokenizer: PreTrainedTokenizerBase | None = None
+    model: ModelConfig, outputs: int | None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Backbone:
     """The pre-trained model in fp32 with a head of `outputs` values, new parts left as they come.
 
     Args:
         model: which one.
-        outputs: number of classes; 1 for regression.
+        outputs: number of classes; 1 for regression; None for a causal language model with the
+            head it was pre-trained with.
         tokenizer: the model's, if it is loaded already.
 
     Raises:
@@ -146,8 +153,13 @@ def load(
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     place = locate(model)
     config = load_config(model, outputs)
+    auto: Any = (
+        transformers.AutoModelForCausalLM
+        if outputs is None
+        else transformers.AutoModelForSequenceClassification
+    )
     try:
-        loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        loaded, report = auto.from_pretrained(
             place,
             config=config,
             dtype=torch.float32,
@@ -164,6 +176,9 @@ def load(
     _check_weights(model, loaded, new, set(report["unexpected_keys"]), mismatched)
     names = [name for name, _ in loaded.named_parameters()]
     head = {name for name in names if not name.startswith(prefix)} | (new & set(names))
+    if outputs is None:
+        _check_language_model(model, loaded, head & new)
+        head = set()
     padding = loaded.config.pad_token_id
     if padding is None or padding < 0:  # else it stays: RoBERTa's positions start behind it
         loaded.config.pad_token_id = tokenizer.pad_token_id
@@ -171,7 +186,7 @@ def load(
     return Backbone(loaded, tokenizer, frozenset(head), new & frozenset(names), weights)
 
 
-def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
+def load_config(model: ModelConfig, outputs: int | None) -> PreTrainedConfig:
     """The architecture, with what `model.dropout` and `model.head_dropout` change in it.
 
     Raises:
@@ -184,7 +199,8 @@ def load_config(model: ModelConfig, outputs: int) -> PreTrainedConfig:
         config = transformers.AutoConfig.from_pretrained(place, **_origin(model, place))
     except Exception as error:
         raise UserError(_cannot_load(model, error)) from error
-    config.num_labels = outputs
+    if outputs is not None:
+        config.num_labels = outputs
     if outputs == 1:
         config.problem_type = "regression"
     if model.dropout is not None:
@@ -315,6 +331,33 @@ def _check_weights(
     raise UserError("\n".join(lines))
 
 
+def _check_language_model(model: ModelConfig, loaded: PreTrainedModel, new: set[str]) -> None:
+    """Its head must be pre-trained, and no more than the matrix that the loss applies to the hidden
+    states (`train/vocabulary.py`)."""
+    import torch
+
+    if new:
+        raise UserError(
+            f"model.name_or_path={model.name_or_path}: the checkpoint has no head of a language "
+            f"model ({', '.join(sorted(new))}). Choose one that was trained to write text."
+        )
+    head = loaded.get_output_embeddings()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        loaded.eval()
+        given = loaded(input_ids=ids).logits
+        hidden = loaded.base_model(input_ids=ids).last_hidden_state
+        fits = isinstance(head, torch.nn.Linear) and torch.allclose(
+            head(hidden), given, rtol=1e-3, atol=1e-3
+        )
+        alone = loaded(input_ids=ids[:, :1]).logits
+    if not fits or not torch.allclose(alone, given[:, :1], rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"model.name_or_path={model.name_or_path}: {loaded.config.model_type} is not a causal "
+            "language model with a plain head, such as GPT-2, Llama or Qwen. Choose one."
+        )
+
+
 def _check_tokenizer(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Without the tokenizer's files transformers makes one for which every word is unknown."""
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -323,6 +366,20 @@ def _check_tokenizer(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> 
             "The model's folder must hold the tokenizer's files as well: tokenizer.json, or those "
             "of its kind (vocab.txt, vocab.json and merges.txt, spm.model)."
         )
+
+
+def end_of_text(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a text.
+
+    Raises:
+        UserError: if the tokenizer has none.
+    """
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise UserError(
+            f"model.name_or_path={model.name_or_path}: its tokenizer has no eos_token, so no text "
+            "could end. Give eos_token in the folder's tokenizer_config.json."
+        )
+    return tokenizer.eos_token_id
 
 
 def _own_code(model: ModelConfig) -> str:

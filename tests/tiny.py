@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,49 @@ def tokenizer(vocabulary: dict[str, int], architecture: str) -> Any:
         sep_token="[SEP]",
         model_input_names=inputs,
     )
+
+
+def save_writer(
+    folder: Path, texts: Iterable[str], architecture: str = "gpt2", **more: Any
+) -> Path:
+    """Write a causal language model and a byte-level BPE, as GPT-2's, learned from texts.
+
+    Args:
+        folder: where to.
+        texts: whose words become tokens.
+        architecture: as in `save`.
+        more: changes of the config.
+    """
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    bpe.decoder = decoders.ByteLevel()  # type: ignore
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([*texts, *["\n\n"] * 9], trainer)
+    end = bpe.token_to_id("<|endoftext|>")
+    sizes: dict[str, Any] = {"vocab_size": bpe.get_vocab_size(), "tie_word_embeddings": True}
+    sizes |= {"bos_token_id": end, "eos_token_id": end}
+    if architecture == "gpt2":
+        sizes |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    else:
+        sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}
+        sizes |= {"max_position_embeddings": 128, "pad_token_id": None}
+    config = transformers.AutoConfig.for_model(architecture, **(sizes | more))
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    return folder

@@ -50,6 +50,6 @@ def files(backbone: Backbone, config: Config) -> dict[str, bytes]:
         base_model=config.model.name_or_path,
         modules_to_save=sorted(backbone.head_modules),
         bias=config.lora.bias,
-        task_type="SEQ_CLS",
+        task_type="CAUSAL_LM" if backbone.writes else "SEQ_CLS",
         backbone=backbone.weights or None,
     )

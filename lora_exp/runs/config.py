@@ -45,6 +45,7 @@ CORPORA = ("e2e", "webnlg", "dart")
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman")
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("online", "offline", "disabled")
+SELECTIONS = ("best", "last")
 
 
 @dataclass
@@ -228,6 +229,9 @@ class TrainConfig:
     third more time."""
     devices: int = 1
     """GPUs (or, without any, processes) of a machine that train the run together; each has its
+    decay_after_update: bool = False
+    """Decay what an update has made, as AdamW of microsoft/LoRA does; false: decay before the
+    update, as in the paper (Loshchilov and Hutter 2019) and in torch."""
     share of every batch."""
     nodes: int = 1
     """Machines that do so, with `devices` each."""
@@ -236,6 +240,15 @@ class TrainConfig:
 @dataclass
 class TrackerConfig:
     """Who watches, besides metrics.jsonl, which is always written."""
+    label_smoothing: float = 0.0
+    """Share of the training loss that is the mean over all classes, or all tokens of the
+    vocabulary, instead of the right one. Evaluation is without."""
+    drop_last: bool = False
+    """Leave out the last, incomplete batch of each epoch; the schedule counts it all the same, as
+    in microsoft/LoRA, so the learning rate does not quite reach 0."""
+    select: str = "best"
+    """Which evaluation the result is of, with the adapter and the texts that belong to it: `best`
+    by the task's first metric (of text: by perplexity), or `last`."""
 
     name: str = "none"
     """`none` or `wandb`."""
@@ -252,6 +265,41 @@ class TrackerConfig:
 @dataclass
 class PackConfig:
     """Which runs of a grid train together."""
+@dataclass
+class DecodingConfig:
+    """How text is generated, at the end of a run of `generation`, from the test split."""
+
+    examples: int | None = None
+    """Generate for the first so many sources; null is all, 0 none."""
+    beam_size: int = 1
+    """Hypotheses kept for each source; 1 is greedy decoding."""
+    length_penalty: float = 1.0
+    """A hypothesis is worth its log probability / its length ** length_penalty."""
+    no_repeat_ngram: int = 0
+    """No n-gram of this size occurs twice in a text; 0 allows it."""
+    repetition_penalty: float = 1.0
+    """Logits of generated tokens: divided by it where positive, multiplied where negative."""
+    min_length: int = 0
+    """Tokens before a text may end."""
+    max_new_tokens: int = 64
+    """Tokens after which a text ends, whatever it says."""
+    stop: list[str] = field(default_factory=list)
+    """Where a text is cut off; one that is a single token for the model also ends the search, as
+    the model's own end does. microsoft/LoRA: the blank line, `"\\n\\n"`."""
+    banned: list[str] = field(default_factory=list)
+    """Tokens that are never generated, each a single one for the model."""
+    sample: bool = False
+    """Draw each token, by the run's seed, instead of searching; needs beam_size=1."""
+    temperature: float = 1.0
+    """Sampling: logits are divided by it."""
+    top_k: int = 0
+    """Sampling: only the k most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """Sampling: only the most probable tokens that together have this probability."""
+    batch_size: int = 16
+    """Sources at a time; decides speed and memory only."""
+
+
 
     size: int | None = None
     """Most runs that train together over one backbone; 1 turns it off, null chooses by memory and
@@ -265,7 +313,8 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: str = "lora"
-    """How the model is adapted: `lora`, `full`, `full_top`, `bitfit` or `adapter`."""
+    """How the model is adapted: `lora`, `full`, `full_top`, `bitfit`, `adapter`, `prefix` or
+    `prompt`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     full_top: FullTopConfig = field(default_factory=FullTopConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -291,6 +340,7 @@ class Config:
 
 
 def schema() -> DictConfig:
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     """The tree of types for Hydra, in which the mappings take any key."""
     node = OmegaConf.structured(Config)
     for name in ("rank_pattern", "alpha_pattern"):
@@ -455,9 +505,10 @@ def check(config: Config) -> None:
             "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
         )
     elif task.kind == "generation":
-        _check_generation(task, require, choice)
+        _check_generation(config, require, choice)
     else:
         for key, value in (("data_dir", task.data_dir), ("text", task.text or None)):
+    decoding = config.decoding
             require(
                 value is None,
                 f"task.{key}",
@@ -551,7 +602,15 @@ def check(config: Config) -> None:
 
 
 def _check_generation(
-    task: TaskConfig, require: Callable[[bool, str, object, str], None], choice: Callable
+    config: Config, require: Callable[[bool, str, object, str], None], choice: Callable
+    share("train.label_smoothing", train.label_smoothing)
+    require(
+        train.label_smoothing == 0 or not task.regression,
+        "train.label_smoothing",
+        train.label_smoothing,
+        "is of classes; this task predicts a number.",
+    )
+    choice("train.select", train.select, SELECTIONS)
 ) -> None:
     require(
         task.data_dir is not None or task.hub is not None,
@@ -564,6 +623,31 @@ def _check_generation(
     )
     require(
         task.format is None or task.data_dir is not None,
+    for name, least in (
+        ("examples", 0),
+        ("beam_size", 1),
+        ("no_repeat_ngram", 0),
+        ("min_length", 0),
+        ("max_new_tokens", 1),
+        ("top_k", 0),
+        ("batch_size", 1),
+    ):
+        value = getattr(decoding, name)
+        rule = f"must be at least {least}."
+        require(value is None or value >= least, f"decoding.{name}", value, rule)
+    for name in ("repetition_penalty", "temperature", "top_p"):
+        positive(f"decoding.{name}", getattr(decoding, name))
+    require(decoding.top_p <= 1, "decoding.top_p", decoding.top_p, "must be at most 1.")
+    require(
+        not decoding.sample or decoding.beam_size == 1,
+        "decoding.beam_size",
+        decoding.beam_size,
+        "decoding.sample=true draws one text; it needs decoding.beam_size=1.",
+    )
+    for name in ("stop", "banned"):
+        texts = getattr(decoding, name)
+        require(all(texts), f"decoding.{name}", texts, "a text in it is empty.")
+
         "task.format",
         task.format,
         "is of files; give their folder (task.data_dir=DIR).",
@@ -577,6 +661,19 @@ def _check_generation(
     elif task.template is not None:
         try:
             names = placeholders(task.template)
+    task, head_dropout = config.task, config.model.head_dropout
+    require(
+        head_dropout is None,
+        "model.head_dropout",
+        head_dropout,
+        "a language model's head has no dropout; leave it out.",
+    )
+    require(
+        task.metrics is None,
+        "task.metrics",
+        task.metrics,
+        "is for labels; a text is measured by the metrics of its benchmark.",
+    )
         except ValueError as error:
             require(False, "task.template", task.template, f"{error}.")
         else:

@@ -13,6 +13,7 @@ from lora_exp.runs.config import Config
 # Where a run happens, how often it is written down and who watches: none of it decides the result.
 # The data, the backbone and an adapter to start from enter by their fingerprints.
 UNDECIDING = {
+    "decoding.batch_size",
     "detach",
     "device",
     "dry_run",
@@ -78,6 +79,8 @@ def deciding(config: Config) -> dict[str, Any]:
         undeciding.add("train.epochs")
     if config.train.warmup_steps is not None:
         undeciding.add("train.warmup_ratio")
+    if config.task.kind != "generation":
+        undeciding.add("decoding")
 
     decided: dict[str, Any] = {}
 

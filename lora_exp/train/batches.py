@@ -22,16 +22,21 @@ class Batch:
     lengths: list[int]
     """Tokens of each sequence."""
     labels: Tensor
-    """[sequences]: int64 class numbers, or float32 values."""
+    """[sequences]: int64 class numbers, or float32 values; of text, int64 [targets]: the tokens
+    that are to be predicted."""
+    reads: Tensor | None = None
+    """int64 [targets]: the token in whose place each of them is predicted; None where the model has
+    one output for each sequence."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        types = self.token_types
+        types, reads = self.token_types, self.reads
         return Batch(
             moved(self.input_ids, device),
             None if types is None else moved(types, device),
             self.lengths,
             moved(self.labels, device),
+            None if reads is None else moved(reads, device),
         )
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -40,28 +40,35 @@ log = logging.getLogger("lora_exp")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Sequences:
     """A tokenised split: all sequences end to end, and where each begins."""
 
     ids: np.ndarray
     """int32 [tokens]; may be a read-only map of a file."""
     types: np.ndarray | None
-    """uint8 [tokens]: first or second text; None where the model knows no token types."""
+    """uint8 [tokens]: first or second text; None where that makes no difference."""
     offsets: np.ndarray
     """int64 [examples + 1]: example i is ids[offsets[i]:offsets[i + 1]]."""
-    labels: np.ndarray
-    """[examples]: int64 or float32."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [examples]: tokens of each."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """int64 [examples]: how much each counts in the mean loss of a batch."""
+        raise NotImplementedError
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The examples with these numbers, in this order, copied to tensors of their own."""
+        raise NotImplementedError
+
+    def gather(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None, list[int]]:
+        """Their tokens and token types (int64 [tokens]), and the number of tokens of each."""
         chosen = np.asarray(indices, dtype=np.int64)
         starts = self.offsets[chosen]
         lengths = self.offsets[chosen + 1] - starts
@@ -69,15 +76,11 @@ class Encoded:
         # Token by token: its place in the batch, and how far its sequence lies from there.
         places = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
 
-        def gather(values: np.ndarray) -> Tensor:
+        def take(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values.take(places).astype(np.int64))
 
-        return Batch(
-            input_ids=gather(self.ids),
-            token_types=None if self.types is None else gather(self.types),
-            lengths=lengths.tolist(),
-            labels=torch.from_numpy(self.labels[chosen]),
-        )
+        types = None if self.types is None else take(self.types)
+        return take(self.ids), types, lengths.tolist()
 
     def by_length(self, tokens: int) -> Iterator[Sequence[int]]:
         """The examples' numbers in batches of similar length and at most `tokens` tokens, for
@@ -89,6 +92,24 @@ class Encoded:
             size = max(1, tokens // longest)
             yield order[start : start + size].tolist()
             start += size
+
+
+@dataclass(frozen=True)
+class Encoded(Sequences):
+    """Texts with labels."""
+
+    labels: np.ndarray
+    """[examples]: int64 or float32."""
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Each counts the same."""
+        return np.ones(len(self), np.int64)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """A batch with labels."""
+        labels = self.labels[np.asarray(indices, dtype=np.int64)]
+        return Batch(*self.gather(indices), torch.from_numpy(labels))
 
 
 def encode(
@@ -114,18 +135,27 @@ def encode(
     """
     kind = np.float32 if isinstance(examples.labels[0], float) else np.int64
     labels = np.asarray(examples.labels, dtype=kind)
-    key = None if cache is None else _key(tokenizer, examples, max_length)
+
+    def tokenise() -> Tokens:
+        return _tokenise(tokenizer, examples, max_length, cancelled)
+
+    key = None if cache is None else text_key(tokenizer, examples.texts, [FORMAT, max_length])
+    return Encoded(*kept(cache, key, tokenise), labels)
+
+
+def kept(cache: Path | None, key: str | None, tokenise: Callable[[], Tokens]) -> Tokens:
+    """The entry of the cache, made if there is none."""
     if cache is None or key is None:
-        return Encoded(*_tokenise(tokenizer, examples, max_length, cancelled), labels)
+        return tokenise()
     tokens = _read(cache / key)
     if tokens is None:
-        tokens = _tokenise(tokenizer, examples, max_length, cancelled)
+        tokens = tokenise()
         _write(cache / key, tokens)
-    return Encoded(*tokens, labels)
+    return tokens
 
 
-class _Tokens(NamedTuple):
-    """What of `Encoded` depends on the texts."""
+class Tokens(NamedTuple):
+    """What of a split depends on the texts alone, as in `Sequences`."""
 
     ids: np.ndarray
     types: np.ndarray | None
@@ -137,7 +167,7 @@ def _tokenise(
     examples: Examples,
     max_length: int,
     cancelled: Callable[[], bool],
-) -> _Tokens:
+) -> Tokens:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
     lengths = [0]
@@ -163,7 +193,7 @@ def _tokenise(
         ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
         if types is not None:
             types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.uint8))
-    return _Tokens(
+    return Tokens(
         np.concatenate(ids),
         None if types is None else np.concatenate(types),
         np.cumsum(lengths, dtype=np.int64),
@@ -173,8 +203,16 @@ def _tokenise(
 # -- entries of the cache: a checksum, three counts, offsets, ids and, if there are any, types -----
 
 
-def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> str | None:
-    """A hash of all that decides the tokens; None where the tokenizer does not tell what it is."""
+def text_key(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], options: list[Any]
+) -> str | None:
+    """A hash of all that decides the tokens; None where the tokenizer does not tell what it is.
+
+    Args:
+        tokenizer: that makes them.
+        texts: of each example.
+        options: what else decides, as JSON can hold it.
+    """
     try:
         state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
     except Exception:  # a slow tokenizer has no backend, and one with a part in Python no text
@@ -182,7 +220,7 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
     state.update(truncation=None, padding=None)  # of the last call; each call sets its own
     kind = type(tokenizer)
     decisive = [
-        FORMAT,
+        *options,
         version("tokenizers"),
         version("transformers"),
         f"{kind.__module__}.{kind.__qualname__}",
@@ -191,21 +229,20 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
         tokenizer.split_special_tokens,
         str(tokenizer.eos_token),
         state,
-        max_length,
-        len(examples),
+        len(texts),
     ]
     digest = hashlib.sha256(json.dumps(decisive).encode())
-    for start in range(0, len(examples), CHUNK):
-        some = examples.texts[start : start + CHUNK]
-        texts = list(chain.from_iterable(some))
+    for start in range(0, len(texts), CHUNK):
+        some = texts[start : start + CHUNK]
+        each = list(chain.from_iterable(some))
         # The numbers of texts and of characters make the one long text unambiguous.
         digest.update(np.fromiter(map(len, some), np.int64).tobytes())
-        digest.update(np.fromiter(map(len, texts), np.int64).tobytes())
-        digest.update("".join(texts).encode("utf-8", "surrogatepass"))
+        digest.update(np.fromiter(map(len, each), np.int64).tobytes())
+        digest.update("".join(each).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _read(entry: Path) -> _Tokens | None:
+def _read(entry: Path) -> Tokens | None:
     """The entry, mapped; None where there is none, or not a whole one."""
     try:
         with entry.open("rb") as file:
@@ -226,10 +263,10 @@ def _read(entry: Path) -> _Tokens | None:
     place += offsets.nbytes
     ids = np.frombuffer(data, np.int32, tokens, place)
     place += ids.nbytes
-    return _Tokens(ids, np.frombuffer(data, np.uint8, tokens, place) if typed else None, offsets)
+    return Tokens(ids, np.frombuffer(data, np.uint8, tokens, place) if typed else None, offsets)
 
 
-def _write(entry: Path, tokens: _Tokens) -> None:
+def _write(entry: Path, tokens: Tokens) -> None:
     """Put the entry in place as a whole, or warn."""
     ids, types, offsets = tokens
     counts = np.array([len(offsets) - 1, len(ids), types is not None], dtype=np.int64)

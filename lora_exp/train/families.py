@@ -106,12 +106,14 @@ def family_of(config: PreTrainedConfig) -> Family | None:
 
 
 def make_flat(model: PreTrainedModel) -> None:
-    """Have a sequence classifier take flat batches, if its architecture can."""
+    """Have a model take flat batches, if its architecture can; a classifier's last layer then
+    computes only what its head reads."""
     family = family_of(model.config)
     if family is None:
         return
     model.set_attn_implementation(ATTENTION)
     give_places(model)
-    if family.last_layer is not None and family.shortened is not None:
+    writes = model.get_output_embeddings() is not None
+    if family.last_layer is not None and family.shortened is not None and not writes:
         layers: Any = model.base_model.get_submodule(family.last_layer)
         layers[-1].forward = MethodType(family.shortened, layers[-1])

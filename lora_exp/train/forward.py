@@ -39,7 +39,8 @@ class Piece:
 
 @contextmanager
 def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
-    """Logits [sequences, classes] of each piece.
+    """Of each piece the logits [sequences, classes] or, of a language model, the hidden states
+    [targets, hidden] that `vocabulary.cross_entropy` takes.
 
     The backward pass belongs in the context as well: gradient checkpointing computes forward again.
 
@@ -54,8 +55,9 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
     if family_of(model.config) is None:
         (piece,) = pieces
         with lower:
-            logits = padded.logits(model, piece.batch)
-        yield [logits]
+            text = piece.batch.reads is not None
+            outputs = (padded.hidden if text else padded.logits)(model, piece.batch)
+        yield [outputs]
         return
     batches = [_filled(piece.batch, precision) for piece in pieces]
     sequences, tokens = ([len(b.lengths) for b in batches], [len(b.input_ids) for b in batches])
@@ -66,8 +68,8 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
         if pieces[0].layers:
             stack.enter_context(lora.packed([p.layers for p in pieces], spans, _lora_mask(draws)))
         with lower:
-            logits = _flat(pieces, batches, draws)
-        yield logits
+            outputs = _flat(pieces, batches, draws)
+        yield outputs
 
 
 def _filled(batch: Batch, precision: str) -> Batch:
@@ -102,6 +104,13 @@ def _flat(pieces: Sequence[Piece], batches: Sequence[Batch], draws: Draws) -> li
     if types:
         inputs["token_type_ids"] = torch.cat(types)[None]
     hidden = model.base_model(**inputs, flat_layout=where, use_cache=False).last_hidden_state[0]
+    if batches[0].reads is not None:
+        own = hidden.split([len(batch.input_ids) for batch in batches])
+        return [
+            rows.index_select(0, batch.reads)
+            for rows, batch in zip(own, batches, strict=True)
+            if batch.reads is not None
+        ]
     rows = hidden if len(hidden) == len(lengths) else hidden.index_select(0, family.read(where))
     logits = []
     for number, (piece, own) in enumerate(zip(pieces, rows.split(sequences), strict=True)):

@@ -244,6 +244,8 @@ def member(
             run.log.info("The last attempt failed: %s", before.get("reason"))
         run.log.info("%s", console.shown(folder.path))
         run.log.info("%s", table(parameter_counts(backbone, config.method), config.method))
+        if data.test is not None:
+            data.test.tell_missing(run.log)
     if first and attempt > 1:
         commit = (origin.get("git") or {}).get("commit", "no commit")
         gpu = device_name(workplace.device) or "CPU"

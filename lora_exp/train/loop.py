@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_exp.train.evaluation import evaluate
 from lora_exp.train.interruption import Interruption
+from lora_exp.train.outputs import write
 from lora_exp.train.pack import Pack
 from lora_exp.train.run import Run
 
@@ -42,11 +43,14 @@ def train(
         evaluate_due(pack, stop, bar)
         for run in [run for run in pack.members if run.finished and not run.evaluation_due]:
             with pack.blaming(run):
-                run.finish()
-                pack.leave(run)
+                scores = write(run, pack.precision, stop, bar)
+                if scores is not None or run.data.test is None:
+                    run.finish(scores)
+                    pack.leave(run)
         pack.expel()
-        # An evaluation that a signal broke off is still due.
-        if len(pack.members) == before and not any(run.evaluation_due for run in pack.members):
+        # What a signal broke off is still due, and nothing is trained any further before it.
+        due = any(run.evaluation_due or run.finished for run in pack.members)
+        if len(pack.members) == before and not due:
             pack.step()
             if any(run.checkpoint_due for run in pack.members):
                 pack.save()

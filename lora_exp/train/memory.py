@@ -84,9 +84,9 @@ def _kept(run: Run, piece: Piece) -> int:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        forward([piece], run.config.train.precision) as (logits,),
+        forward([piece], run.config.train.precision) as (outputs,),
     ):
-        run.loss(logits, piece.batch.labels)
+        run.loss(outputs, piece.batch.labels)
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 

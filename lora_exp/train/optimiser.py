@@ -23,7 +23,7 @@ class Optimiser:
     Args:
         parameters: what the run trains, by name; their storage is replaced.
         train: the recipe.
-        total_steps: number of updates of the whole run.
+        total_steps: number of updates until the learning rate is 0.
         ratio_of_b: the learning rate of LoRA's B, and of vectors, over that of other matrices.
     """
 
@@ -36,6 +36,7 @@ class Optimiser:
     ) -> None:
         self.parameters = parameters
         self.max_norm = train.max_grad_norm
+        self.decay_after = train.decay_after_update
         self.peak = train.lr
         self.total_steps = total_steps
         self.warmup_steps = (
@@ -54,6 +55,10 @@ class Optimiser:
             eps=train.adam_epsilon,
             fused=True,
         )
+        self._decays = [group["weight_decay"] for group in self.adam.param_groups]
+        if self.decay_after:
+            for group in self.adam.param_groups:
+                group["weight_decay"] = 0.0
 
     @torch.no_grad()
     def _end_to_end(self, parameters: list[nn.Parameter]) -> nn.Parameter:
@@ -91,8 +96,15 @@ class Optimiser:
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate(step) * group["ratio"]
         self.adam.step()
+        if self.decay_after:
+            self._decay()
         self.clear()
         return norm
+
+    @torch.no_grad()
+    def _decay(self) -> None:
+        for group, decay in zip(self.adam.param_groups, self._decays, strict=True):
+            group["params"][0].mul_(1 - group["lr"] * decay)
 
     def clear(self) -> None:
         """Let every gradient be zero."""

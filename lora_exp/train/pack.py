@@ -95,8 +95,8 @@ class Pack:
 
     def _pass(self, places: list[tuple[Run, Piece, float]], losses: dict[Run, Tensor]) -> None:
         total = torch.zeros((), device=places[0][0].device)
-        with forward([piece for _, piece, _ in places], self.precision) as logits:
-            for (run, piece, share), own in zip(places, logits, strict=True):
+        with forward([piece for _, piece, _ in places], self.precision) as outputs:
+            for (run, piece, share), own in zip(places, outputs, strict=True):
                 loss = run.loss(own, piece.batch.labels) * share
                 losses[run] = losses[run] + loss.detach()
                 total = total + loss

@@ -20,6 +20,23 @@ def logits(model: Any, batch: Batch) -> Tensor:
         model: any sequence classifier of transformers.
         batch: on the model's device.
     """
+    return model(**_inputs(model, batch)).logits
+
+
+def hidden(model: Any, batch: Batch) -> Tensor:
+    """[targets, hidden]: what a language model makes its predictions of.
+
+    Args:
+        model: any causal language model of transformers.
+        batch: of text, on the model's device.
+    """
+    inputs = _inputs(model, batch)
+    states = model.base_model(**inputs, use_cache=False).last_hidden_state
+    assert batch.reads is not None
+    return states[inputs["attention_mask"].bool()].index_select(0, batch.reads)
+
+
+def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
     sequences: tuple[Tensor, ...] = batch.input_ids.split(batch.lengths)
     lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
     places = torch.arange(max(batch.lengths), device=lengths.device)
@@ -30,4 +47,4 @@ def logits(model: Any, batch: Batch) -> Tensor:
     if batch.token_types is not None:
         types: tuple[Tensor, ...] = batch.token_types.split(batch.lengths)
         inputs["token_type_ids"] = pad_sequence(list(types), True, 0)
-    return model(**inputs).logits
+    return inputs

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -22,6 +23,9 @@ from lora_exp.train.interruption import SIGNALS
 
 PATIENCE_SECONDS = 30.0
 """How long ranks may still take to end once one of them has failed."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Ranks:
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each rank, by its number."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any of them. Asked over the CPU: a GPU is not waited for."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +24,27 @@ from lora_exp.runs.lease import Fenced
 from lora_exp.train import checkpoint
 from lora_exp.train.batches import epoch_order
 from lora_exp.train.device import peak_memory
-from lora_exp.train.encoding import Encoded
+from lora_exp.train.encoding import Sequences
 from lora_exp.train.forward import Piece
 from lora_exp.train.optimiser import Optimiser
 from lora_exp.train.ranks import Ranks
+from lora_exp.train.vocabulary import cross_entropy
 
 if TYPE_CHECKING:
     from lora_exp.models import Backbone
+    from lora_exp.tasks.scores import Scores
     from lora_exp.track import Sink
+    from lora_exp.train.outputs import TestSet
 
 CHECKPOINT_SHARE = 0.05
 """Checkpoints take at most about this share of the time, however large they are."""
 HEARTBEAT_SECONDS = 10.0
 LINE_SECONDS = 30.0
 """How often a line about the training loss is written for people."""
+LOWER_IS_BETTER = ("perplexity",)
+"""Of the metrics that decide the best epoch."""
+BEST = "best."
+"""Before the names of the best parameters in a checkpoint."""
 
 
 class Diverged(Exception):
@@ -78,10 +86,12 @@ class Progress:
 class Data:
     """A task, tokenised."""
 
-    train: Encoded
-    validation: dict[str, Encoded]
+    train: Sequences
+    validation: dict[str, Sequences]
     metrics: list[str]
     """The first decides the best epoch."""
+    test: TestSet | None = None
+    """What is generated at the end of a run of text generation."""
 
 
 class Run:
@@ -124,12 +134,15 @@ class Run:
         self.cancelled = False  # somebody asked for its end
         self.saved_step = 0  # that of the newest checkpoint
         train = config.train
-        self.steps_per_epoch = math.ceil(len(data.train) / train.batch_size)
+        whole, more = divmod(len(data.train), train.batch_size)
+        self.steps_per_epoch = whole + (more > 0 and not train.drop_last)
         self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
+        scheduled = train.max_steps or train.epochs * (whole + (more > 0))
         self.eval_every = train.eval_every or self.steps_per_epoch
         ratio = config.lora.lr_ratio if config.method == "lora" else 1.0
-        self.optimiser = Optimiser(trained(self.model), train, self.total_steps, ratio)
+        self.optimiser = Optimiser(trained(self.model), train, scheduled, ratio)
         self.progress = Progress(micro_batch_size=train.micro_batch_size)
+        self.best: dict[str, Tensor] | None = None  # parameters to write with, on the CPU
         self._tokens = 0  # of the update that is being made
         self._unread: list[Tensor] = []  # losses that are still on the device
         self._norm = torch.zeros(())  # of the last update's gradient
@@ -164,8 +177,8 @@ class Run:
     # -- a step --------------------------------------------------------------------------------
 
     def pieces(self) -> list[tuple[Piece, float]]:
-        """The next update's sequences, as many at a time as a pass may have, and the share of the
-        batch that each piece is."""
+        """The next update's sequences, as many at a time as a pass may have, and the share that
+        each piece has in the mean over the batch."""
         train, step = self.config.train, self.progress.step
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -173,17 +186,20 @@ class Run:
         start = place * train.batch_size
         chosen = self._order[1][start : start + train.batch_size]
         self._tokens = int(self.data.train.lengths[chosen].sum())
+        weights = self.data.train.weights
+        total = max(1, int(weights[chosen].sum()))
         own = chosen[self.ranks.rank :: self.ranks.count].tolist()
         size = self.progress.micro_batch_size or max(1, len(own))
         if self._clock is None:
             self._clock = time.perf_counter()
         pieces = []
         for number, first in enumerate(range(0, len(own), size)):
-            batch = self.data.train.batch(own[first : first + size])
+            some = own[first : first + size]
+            batch = self.data.train.batch(some)
             piece = Piece(
                 self.backbone, batch.to(self.device), self._stream(step, number), self.layers
             )
-            pieces.append((piece, len(batch.lengths) / len(chosen)))
+            pieces.append((piece, int(weights[some].sum()) / total))
         return pieces
 
     def _stream(self, step: int, number: int) -> int:
@@ -192,11 +208,27 @@ class Run:
         seed = np.random.SeedSequence([self.config.seed, step, number, *others])
         return int(seed.generate_state(1, np.uint64)[0] >> 1)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the sequences: squared error for regression, else cross entropy."""
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Of training: `plain_loss` with label smoothing."""
+        return self.plain_loss(outputs, labels, self.config.train.label_smoothing)
+
+    def plain_loss(self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean over what is to be predicted: squared error for regression, else cross entropy.
+
+        Args:
+            outputs: as `forward` gives them.
+            labels: as in a batch.
+            smoothing: of labels.
+        """
+        if self.backbone.writes:
+            head: Any = self.model.get_output_embeddings()
+            dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+            return cross_entropy(
+                outputs, head.weight, head.bias, labels, smoothing=smoothing, dtype=dtype
+            )
         if labels.is_floating_point():
-            return F.mse_loss(logits.float().squeeze(-1), labels)
-        return F.cross_entropy(logits.float(), labels)
+            return F.mse_loss(outputs.float().squeeze(-1), labels)
+        return F.cross_entropy(outputs.float(), labels, label_smoothing=smoothing)
 
     def update(self, loss: Tensor) -> None:
         """Make the update.
@@ -269,13 +301,36 @@ class Run:
             sink.log(line)
 
     def note(self, metrics: dict[str, float]) -> bool:
-        """Note an evaluation, and say whether it is the best so far."""
-        progress, name = self.progress, self.data.metrics[0]
+        """Note an evaluation, and say whether it is the one to be selected so far."""
+        progress = self.progress
         progress.last, progress.evaluated = metrics, progress.step
-        if progress.best is not None and metrics[name] <= progress.best["metrics"][name]:
-            return False
+        if self.config.train.select == "best" and progress.best is not None:
+            name = self.data.metrics[0]
+            gain = metrics[name] - progress.best["metrics"][name]
+            if (gain >= 0) if name in LOWER_IS_BETTER else (gain <= 0):
+                return False
         progress.best = {"step": progress.step, "epoch": self.epoch, "metrics": metrics}
+        if self.data.test is not None and self.config.train.select == "best":
+            parameters = self.optimiser.parameters.items()
+            self.best = {name: one.detach().to("cpu", copy=True) for name, one in parameters}
         return True
+
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        """Within this context the parameters are those of the selected evaluation."""
+        if self.best is None:  # they are by themselves
+            yield
+            return
+        parameters = self.optimiser.parameters
+        now = {name: one.detach().clone() for name, one in parameters.items()}
+        with torch.no_grad():
+            try:
+                for name, tensor in self.best.items():
+                    parameters[name].copy_(tensor)
+                yield
+            finally:
+                for name, tensor in now.items():
+                    parameters[name].copy_(tensor)
 
     def write_adapter(self) -> None:
         """Write what is trained, as it is now."""
@@ -334,6 +389,7 @@ class Run:
         if self.ranks.first:
             self.progress.metrics_size = self.folder.metrics_size()
             tensors, state = self.optimiser.state(), asdict(self.progress)
+            tensors |= {BEST + name: tensor for name, tensor in (self.best or {}).items()}
             checkpoint.save(self.folder.checkpoint, self.progress.step, tensors, state)
         self.saved_step = self.progress.step
         self._saved = time.monotonic()
@@ -349,6 +405,8 @@ class Run:
         if found is not None:
             tensors, state = found
             self.optimiser.load(tensors)
+            best = {n.removeprefix(BEST): t for n, t in tensors.items() if n.startswith(BEST)}
+            self.best = best or None
             self.progress = Progress(**state)
             self.saved_step = self.progress.step
             if self.progress.best is not None and self.progress.best["step"] == self.saved_step:
@@ -358,14 +416,20 @@ class Run:
         self.heartbeat(now=True)
         return found is not None
 
-    def finish(self) -> dict[str, Any]:
-        """Write the result: the run is done."""
+    def finish(self, scores: Scores | None = None) -> dict[str, Any]:
+        """Write the result: the run is done.
+
+        Args:
+            scores: of the texts that it has written.
+        """
         progress = self.progress
         best = progress.best
         assert best is not None
         counts = parameter_counts(self.backbone, self.config.method)
+        written = {} if scores is None else scores.values
+        missing = {} if scores is None else {"missing": scores.missing}
         result = {
-            "metrics": best["metrics"],
+            "metrics": best["metrics"] | written,
             "last_metrics": progress.last,
             "best_epoch": best["epoch"],
             "best_step": best["step"],
@@ -376,10 +440,10 @@ class Run:
             "train_seconds": round(progress.train_seconds, 3),
             "tokens_per_second": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
             "peak_memory_bytes": max(progress.peak_memory, peak_memory(self.device)),
-        }
+        } | missing
         if self.ranks.first:
             self.folder.finish(result, **self._position())
-        self._end("done", result["metrics"])
+        self._end("done", best["metrics"] | written)
         return result
 
     def preempt(self, state: State = "preempted", *, save: bool = True) -> None:

@@ -14,14 +14,17 @@ import torch
 from torch import nn
 
 from lora_exp import init_from, methods, models, tasks
+from lora_exp.errors import UserError
 from lora_exp.methods import shares_backbone
 from lora_exp.models import Backbone
 from lora_exp.runs.config import Config, ModelConfig, TaskConfig
-from lora_exp.tasks import TaskData
+from lora_exp.tasks import GenerationData, TaskData, pairs
 from lora_exp.tasks.metrics import choose_metrics
 from lora_exp.train.device import make_deterministic
-from lora_exp.train.encoding import Encoded, encode
+from lora_exp.train.encoding import Sequences, encode
 from lora_exp.train.families import family_of, make_flat
+from lora_exp.train.outputs import test_set
+from lora_exp.train.pairs import encode_pairs
 from lora_exp.train.run import Data
 
 if TYPE_CHECKING:
@@ -36,10 +39,10 @@ class Workplace:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-        self._examples: dict[str, TaskData] = {}
-        self._encoded: dict[str, dict[str, Encoded]] = {}
+        self._examples: dict[str, TaskData | GenerationData] = {}
+        self._encoded: dict[str, dict[str, Sequences]] = {}
         self._key = ""  # which backbone is warm
-        self._backbones: dict[int, Backbone] = {}  # with heads of so many outputs
+        self._backbones: dict[int | None, Backbone] = {}  # with heads of so many outputs
 
     def prepare(self, config: Config) -> tuple[Backbone, Data]:
         """The model with its method on the device, and the tokenised data.
@@ -48,7 +51,11 @@ class Workplace:
             UserError: if either is not as it should be.
         """
         examples = self._load_examples(config.task)
-        metrics = choose_metrics(config.task.metrics, examples)
+        if isinstance(examples, GenerationData):
+            outputs, metrics = None, ["perplexity"]
+            models.end_of_text(config.model, self._tokenizer(config.model))
+        else:
+            outputs, metrics = examples.outputs, choose_metrics(config.task.metrics, examples)
         limit = min(config.train.max_length, self._tokenizer(config.model).model_max_length)
         # The tokenizer works in native code, so the model can be made ready meanwhile; what is
         # wrong with it is told without waiting for the tokenizer.
@@ -56,7 +63,7 @@ class Workplace:
             hopeless = Event()
             encoding = background.submit(self._encode, config, examples, limit, hopeless.is_set)
             try:
-                backbone = self._backbone(config, examples.outputs)
+                backbone = self._backbone(config, outputs)
                 methods.attach(backbone, config)
                 init_from.start(backbone, config)
             except BaseException:
@@ -72,16 +79,21 @@ class Workplace:
         if config.train.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         train, *validation = splits.items()
-        return backbone, Data(train[1], dict(validation), metrics)
+        _check_batch(config, train[1])
+        test = None
+        if isinstance(examples, GenerationData) and config.decoding.examples != 0:
+            test = test_set(config, examples.test, backbone)
+        return backbone, Data(train[1], dict(validation), metrics, test)
 
     def can_share(self, config: Config, backbone: Backbone) -> bool:
         """Whether other runs can be in a pass with this one."""
         return shares_backbone(config) and family_of(backbone.model.config) is not None
 
-    def _load_examples(self, task: TaskConfig) -> TaskData:
+    def _load_examples(self, task: TaskConfig) -> TaskData | GenerationData:
         key = f"{task} {tasks.fingerprint(task)}"
         if key not in self._examples:
-            self._examples[key] = tasks.load(task)
+            load = tasks.load_generation if task.kind == "generation" else tasks.load
+            self._examples[key] = load(task)
         return self._examples[key]
 
     def _tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -93,23 +105,30 @@ class Workplace:
     def _encode(
         self,
         config: Config,
-        examples: TaskData,
+        examples: TaskData | GenerationData,
         longest: int,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Encoded]:
+    ) -> dict[str, Sequences]:
         """Every split, that of training first."""
         key = f"{_which(config.model)} {config.task} {tasks.fingerprint(config.task)} {longest}"
         if key not in self._encoded:
             cache = Path(config.outputs) / "cache" / "tokens"
             tokenizer = self._tokenizer(config.model)
-            splits = {"train": examples.train} | examples.validation
-            self._encoded[key] = {
-                name: encode(tokenizer, split, longest, cache, cancelled)
-                for name, split in splits.items()
-            }
+            options = longest, cache, cancelled
+            if isinstance(examples, GenerationData):
+                texts = {name: pairs(split) for name, split in examples.validation.items()}
+                self._encoded[key] = {
+                    name: encode_pairs(tokenizer, split, *options)
+                    for name, split in {"train": examples.train, **texts}.items()
+                }
+            else:
+                self._encoded[key] = {
+                    name: encode(tokenizer, split, *options)
+                    for name, split in {"train": examples.train, **examples.validation}.items()
+                }
         return self._encoded[key]
 
-    def _backbone(self, config: Config, outputs: int) -> Backbone:
+    def _backbone(self, config: Config, outputs: int | None) -> Backbone:
         """A model without method: its own, or one around weights that it shares."""
         model = config.model
         key = f"{_which(model)} {config.train.precision} {config.train.gradient_checkpointing}"
@@ -129,7 +148,7 @@ class Workplace:
 
 
 def loaded(
-    model: ModelConfig, outputs: int, tokenizer: PreTrainedTokenizerBase | None = None
+    model: ModelConfig, outputs: int | None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Backbone:
     """A pre-trained model that takes the batches of this package.
 
@@ -149,6 +168,14 @@ def set_precision(backbone: Backbone, precision: str) -> None:
         for parameter in backbone.model.parameters():
             if parameter.ndim > 1 and not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _check_batch(config: Config, examples: Sequences) -> None:
+    if config.train.drop_last and len(examples) < config.train.batch_size:
+        raise UserError(
+            f"train.drop_last: the {len(examples)} training examples are fewer than a batch of "
+            f"train.batch_size={config.train.batch_size}, so nothing would be left of them."
+        )
 
 
 def _which(model: ModelConfig) -> str:

@@ -40,6 +40,25 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert changed == {"0.weight"}
 
 
+def test_decay_after_the_update_is_that_of_the_reference() -> None:
+    """microsoft/LoRA, examples/NLG/src/optimizer.py: the update, then p -= lr * decay * p."""
+    nets = []
+    for recipe in ({"weight_decay": 0.5, "decay_after_update": True}, {}):
+        net, ours = optimiser(warmup_steps=0, **recipe)
+        for step in range(2):
+            for number, parameter in enumerate(net.parameters()):
+                assert parameter.grad is not None
+                parameter.grad.fill_(0.1 * (number + 1 + step))
+            rate = ours.learning_rate(step)
+            ours.update(step)
+            if not recipe:
+                with torch.no_grad():
+                    net[0].weight.add_(net[0].weight, alpha=-rate * 0.5)  # type: ignore
+        nets.append(net)
+    for (name, one), other in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(1.0, 1.0), (0.0, 6.0)])
 def test_clipping(limit: float, expected: float) -> None:
     net, ours = optimiser(max_grad_norm=limit)
