@@ -210,6 +210,9 @@ class TrainConfig:
     """Number of warm-up updates; if given, `warmup_ratio` does not count."""
     weight_decay: float = 0.0
     """Decoupled weight decay; none on biases and norms."""
+    decay_after_update: bool = False
+    """Decay what an update has made, as AdamW of microsoft/LoRA does; false: decay before the
+    update, as in the paper (Loshchilov and Hutter 2019) and in torch."""
     adam_beta1: float = 0.9
     """Decay of AdamW's first moment."""
     adam_beta2: float = 0.999
@@ -218,6 +221,15 @@ class TrainConfig:
     """AdamW's epsilon."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0 does not clip."""
+    label_smoothing: float = 0.0
+    """Share of the training loss that is the mean over all classes, or all tokens of the
+    vocabulary, instead of the right one. Evaluation is without."""
+    drop_last: bool = False
+    """Leave out the last, incomplete batch of each epoch; the schedule counts it all the same, as
+    in microsoft/LoRA, so the learning rate does not quite reach 0."""
+    select: str = "best"
+    """Which evaluation the result is of, with the adapter and the texts that belong to it: `best`
+    by the task's first metric (of text: by perplexity), or `last`."""
     eval_every: int | None = None
     """Evaluate every so many updates (and at the end); null: at the end of each epoch."""
     log_every: int = 10
@@ -229,42 +241,11 @@ class TrainConfig:
     third more time."""
     devices: int = 1
     """GPUs (or, without any, processes) of a machine that train the run together; each has its
-    decay_after_update: bool = False
-    """Decay what an update has made, as AdamW of microsoft/LoRA does; false: decay before the
-    update, as in the paper (Loshchilov and Hutter 2019) and in torch."""
     share of every batch."""
     nodes: int = 1
     """Machines that do so, with `devices` each."""
 
 
-@dataclass
-class TrackerConfig:
-    """Who watches, besides metrics.jsonl, which is always written."""
-    label_smoothing: float = 0.0
-    """Share of the training loss that is the mean over all classes, or all tokens of the
-    vocabulary, instead of the right one. Evaluation is without."""
-    drop_last: bool = False
-    """Leave out the last, incomplete batch of each epoch; the schedule counts it all the same, as
-    in microsoft/LoRA, so the learning rate does not quite reach 0."""
-    select: str = "best"
-    """Which evaluation the result is of, with the adapter and the texts that belong to it: `best`
-    by the task's first metric (of text: by perplexity), or `last`."""
-
-    name: str = "none"
-    """`none` or `wandb`."""
-    mode: str = "online"
-    """W&B: `online`, `offline` or `disabled`."""
-    project: str = "lora-exp"
-    """W&B project."""
-    entity: str | None = None
-    """W&B user or team; null is your default."""
-    tags: list[str] = field(default_factory=list)
-    """W&B tags."""
-
-
-@dataclass
-class PackConfig:
-    """Which runs of a grid train together."""
 @dataclass
 class DecodingConfig:
     """How text is generated, at the end of a run of `generation`, from the test split."""
@@ -300,6 +281,25 @@ class DecodingConfig:
     """Sources at a time; decides speed and memory only."""
 
 
+@dataclass
+class TrackerConfig:
+    """Who watches, besides metrics.jsonl, which is always written."""
+
+    name: str = "none"
+    """`none` or `wandb`."""
+    mode: str = "online"
+    """W&B: `online`, `offline` or `disabled`."""
+    project: str = "lora-exp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; null is your default."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+
+
+@dataclass
+class PackConfig:
+    """Which runs of a grid train together."""
 
     size: int | None = None
     """Most runs that train together over one backbone; 1 turns it off, null chooses by memory and
@@ -319,6 +319,7 @@ class Config:
     full_top: FullTopConfig = field(default_factory=FullTopConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     seed: int = 1
     """Decides initial values, data order and dropout."""
     device: str = "auto"
@@ -340,7 +341,6 @@ class Config:
 
 
 def schema() -> DictConfig:
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     """The tree of types for Hydra, in which the mappings take any key."""
     node = OmegaConf.structured(Config)
     for name in ("rank_pattern", "alpha_pattern"):
@@ -487,6 +487,7 @@ def check(config: Config) -> None:
         require(not finite or value is None or value > 0, key, value, "must be greater than 0.")
 
     task, model, lora, train = config.task, config.model, config.lora, config.train
+    decoding = config.decoding
 
     choice("task.kind", task.kind, TASK_KINDS)
     for metric in task.metrics or ():
@@ -508,7 +509,6 @@ def check(config: Config) -> None:
         _check_generation(config, require, choice)
     else:
         for key, value in (("data_dir", task.data_dir), ("text", task.text or None)):
-    decoding = config.decoding
             require(
                 value is None,
                 f"task.{key}",
@@ -579,6 +579,14 @@ def check(config: Config) -> None:
     require(
         train.max_grad_norm >= 0, "train.max_grad_norm", train.max_grad_norm, "cannot be negative."
     )
+    share("train.label_smoothing", train.label_smoothing)
+    require(
+        train.label_smoothing == 0 or not task.regression,
+        "train.label_smoothing",
+        train.label_smoothing,
+        "is of classes; this task predicts a number.",
+    )
+    choice("train.select", train.select, SELECTIONS)
     positive("train.eval_every", train.eval_every)
     positive("train.log_every", train.log_every)
     require(
@@ -591,38 +599,6 @@ def check(config: Config) -> None:
     positive("train.devices", train.devices)
     positive("train.nodes", train.nodes)
 
-    positive("pack.size", config.pack.size)
-    choice("device", config.device, DEVICES)
-    require(0 <= config.seed < 2**32, "seed", config.seed, "must lie between 0 and 2^32 - 1.")
-    choice("tracker.name", config.tracker.name, TRACKERS)
-    choice("tracker.mode", config.tracker.mode, WANDB_MODES)
-
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _check_generation(
-    config: Config, require: Callable[[bool, str, object, str], None], choice: Callable
-    share("train.label_smoothing", train.label_smoothing)
-    require(
-        train.label_smoothing == 0 or not task.regression,
-        "train.label_smoothing",
-        train.label_smoothing,
-        "is of classes; this task predicts a number.",
-    )
-    choice("train.select", train.select, SELECTIONS)
-) -> None:
-    require(
-        task.data_dir is not None or task.hub is not None,
-        "task.data_dir",
-        "null",
-        "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
-    )
-    require(
-        not task.text, "task.text", task.text, "is for labels; here: task.source or task.template."
-    )
-    require(
-        task.format is None or task.data_dir is not None,
     for name, least in (
         ("examples", 0),
         ("beam_size", 1),
@@ -648,19 +624,19 @@ def _check_generation(
         texts = getattr(decoding, name)
         require(all(texts), f"decoding.{name}", texts, "a text in it is empty.")
 
-        "task.format",
-        task.format,
-        "is of files; give their folder (task.data_dir=DIR).",
-    )
-    require(bool(task.references), "task.references", task.references, "name at least one column.")
-    if task.corpus is not None:
-        choice("task.corpus", task.corpus, CORPORA)
-        for key, value in (("source", task.source), ("template", task.template)):
-            untouched = value == getattr(TaskConfig(), key)
-            require(untouched, f"task.{key}", value, f"task.corpus={task.corpus} has its own.")
-    elif task.template is not None:
-        try:
-            names = placeholders(task.template)
+    positive("pack.size", config.pack.size)
+    choice("device", config.device, DEVICES)
+    require(0 <= config.seed < 2**32, "seed", config.seed, "must lie between 0 and 2^32 - 1.")
+    choice("tracker.name", config.tracker.name, TRACKERS)
+    choice("tracker.mode", config.tracker.mode, WANDB_MODES)
+
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _check_generation(
+    config: Config, require: Callable[[bool, str, object, str], None], choice: Callable
+) -> None:
     task, head_dropout = config.task, config.model.head_dropout
     require(
         head_dropout is None,
@@ -674,6 +650,30 @@ def _check_generation(
         task.metrics,
         "is for labels; a text is measured by the metrics of its benchmark.",
     )
+    require(
+        task.data_dir is not None or task.hub is not None,
+        "task.data_dir",
+        "null",
+        "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
+    )
+    require(
+        not task.text, "task.text", task.text, "is for labels; here: task.source or task.template."
+    )
+    require(
+        task.format is None or task.data_dir is not None,
+        "task.format",
+        task.format,
+        "is of files; give their folder (task.data_dir=DIR).",
+    )
+    require(bool(task.references), "task.references", task.references, "name at least one column.")
+    if task.corpus is not None:
+        choice("task.corpus", task.corpus, CORPORA)
+        for key, value in (("source", task.source), ("template", task.template)):
+            untouched = value == getattr(TaskConfig(), key)
+            require(untouched, f"task.{key}", value, f"task.corpus={task.corpus} has its own.")
+    elif task.template is not None:
+        try:
+            names = placeholders(task.template)
         except ValueError as error:
             require(False, "task.template", task.template, f"{error}.")
         else:
