@@ -50,7 +50,8 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
     if not (run.adapter / WEIGHTS).is_file():
         raise UserError(f"{run.adapter}: there is no {WEIGHTS} in it.")
     config = run.config
-    if config.method == "adapter":
+    if config.method in ("adapter", "prefix", "prompt"):
+        opens = "" if config.method == "adapter" else ", which PEFT opens"
         raise UserError(
             f"--to {form}: what method={config.method} adds to a model has no such form. Take the "
             f"run's own files{opens}: {run.adapter}."
