@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("lora_exp")
 BEST = "best:"
 """Before a filter: the best of the runs that it means."""
+ORIGINS = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
+"""The method by PEFT's name of it."""
 
 
 def resolve(config: Config) -> Config:
@@ -146,7 +148,7 @@ def start(backbone: Backbone, config: Config) -> None:
         return
     path = Path(config.model.init_from)
     about = _about(path)
-    origin = about.get("method", "lora")
+    origin = about.get("method") or ORIGINS.get(about.get("peft_type", "LORA"), "lora")
     if origin != config.method:
         raise UserError(
             f"model.init_from={path}: trained with method={origin}, which method={config.method} "
@@ -155,8 +157,12 @@ def start(backbone: Backbone, config: Config) -> None:
         )
     if origin == "lora":
         _start_lora(backbone, config, path)
+    elif origin in ("prefix", "prompt"):
+        _start_in_front(backbone, origin, path)
     else:
-        _start_by_name(backbone, path)
+        from lora_exp.methods.full import read
+
+        _start_by_name(backbone, read(path), path)
 
 
 def _start_lora(backbone: Backbone, config: Config, path: Path) -> None:
@@ -199,13 +205,22 @@ def _check_saved(backbone: Backbone, config: Config, others: dict[str, Tensor]) 
         )
 
 
-def _start_by_name(backbone: Backbone, path: Path) -> None:
+def _start_in_front(backbone: Backbone, method: str, path: Path) -> None:
+    from lora_exp.methods import virtual
+
+    kept, head = virtual.read(path)
+    try:
+        virtual.restore(backbone, method, kept)
+    except UserError as error:
+        raise UserError(f"model.init_from={path}: {error}") from error
+    _start_by_name(backbone, head, path)
+
+
+def _start_by_name(backbone: Backbone, tensors: dict[str, Tensor], path: Path) -> None:
     import torch
 
     from lora_exp.methods import trained
-    from lora_exp.methods.full import read
 
-    tensors = read(path)
     left_out = _other_heads(backbone, tensors)
     own = trained(backbone.model)
     found = {

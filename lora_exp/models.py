@@ -82,7 +82,7 @@ class Backbone:
             limits.append(positions.num_embeddings - first_position(self.model))
         elif getattr(self.model.config, "max_position_embeddings", None):
             limits.append(self.model.config.max_position_embeddings)
-        return min(limits)
+        return min(limits) - getattr(self.model.base_model, "in_front", 0)
 
 
 def sharing(backbone: Backbone) -> Backbone:

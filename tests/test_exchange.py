@@ -216,9 +216,10 @@ def test_exports_that_are_refused(
     wrong = run.name[:-3] + "zzz"
     assert f"Did you mean {run.name}?" in said(wrong, "--to", "peft", *outputs)
     assert "loralib has no DoRA" in said(str(runs("bert", "lora.dora=true")), "--to", "loralib")
-    adapter = runs("bert", "method=adapter")
-    for form in ("peft", "merged"):
-        assert "has a place for the adapters" in said(str(adapter), "--to", form)
+    for method in ("adapter", "prompt"):
+        added = runs("bert", f"method={method}")
+        for form in ("peft", "merged"):
+            assert f"method={method} adds to a model has no" in said(str(added), "--to", form)
 
     copy = shutil.copytree(run, tmp_path / "copy")
     other = tiny.save(tmp_path / "other", initializer_range=0.05)

@@ -147,14 +147,14 @@ def test_biases_that_the_run_would_not_save_are_refused(
         torch.testing.assert_close(weights(new)[name], value)
 
 
-@pytest.mark.parametrize("method", ["full", "full_top", "adapter"])
+@pytest.mark.parametrize("method", ["full", "full_top", "adapter", "prefix", "prompt"])
 def test_other_methods_go_on_from_their_own(method: str, tiny: Path, tmp_path: Path) -> None:
     same = (f"method={method}", "full_top.layers=1", "train.lr=1e-3")
     old, _ = trained(tiny, tmp_path, *same)
     new, output = trained(tiny, tmp_path, *same, *STILL, f"model.init_from={old.name}")
     assert "tensors" in output
     for name, value in weights(old).items():
-        assert torch.equal(weights(new)[name], value), name
+        torch.testing.assert_close(weights(new)[name], value, msg=name)
 
 
 @pytest.mark.parametrize(

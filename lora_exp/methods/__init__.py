@@ -75,11 +75,15 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def parameter_counts(backbone: Backbone, method_name: str) -> dict[str, int]:
     """Trained parameters by part, then the total: `{"lora": ..., "head": ..., "total": ...}`."""
-    parameters = dict(backbone.model.named_parameters())
-    head, own = 0, 0
-    for name, parameter in trained(backbone.model).items():
-        if name in backbone.head:
+    own = head = frozen = 0
+    for name, parameter in backbone.model.named_parameters():
+        if not parameter.requires_grad:
+            frozen += parameter.numel()
+        elif name in backbone.head:
             head += parameter.numel()
         else:
             own += parameter.numel()
-    return {method_name: own, "head": head, "total": sum(p.numel() for p in parameters.values())}
+    front = getattr(backbone.model.base_model, method_name, None)
+    if front is not None:  # a network that makes a prefix is not kept
+        own = front.size
+    return {method_name: own, "head": head, "total": own + head + frozen}

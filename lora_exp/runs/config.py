@@ -34,7 +34,7 @@ PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 """The folder of the YAML files."""
 MARKS = re.compile(r"\?\?\?|\$\{")
-METHODS = ("lora", "full", "full_top", "bitfit", "adapter")
+METHODS = ("lora", "full", "full_top", "bitfit", "adapter", "prefix", "prompt")
 ADAPTERS = ("houlsby", "pfeiffer", "lin")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -186,6 +186,25 @@ class AdapterConfig:
 
 
 @dataclass
+class PrefixConfig:
+    """Trained keys and values in front of every sequence, in each layer (Li and Liang 2021)."""
+
+    length: int = 5
+    """Number of positions."""
+    hidden: int | None = 512
+    """Hidden units of the network that makes the keys and values while training; only these are
+    kept. null trains them directly."""
+
+
+@dataclass
+class PromptConfig:
+    """Trained embeddings in front of every text (Lester et al. 2021; the LoRA paper's PreEmbed)."""
+
+    length: int = 20
+    """Number of positions."""
+
+
+@dataclass
 class TrainConfig:
     """The optimisation and its bookkeeping."""
 
@@ -318,6 +337,8 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     full_top: FullTopConfig = field(default_factory=FullTopConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    prefix: PrefixConfig = field(default_factory=PrefixConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     seed: int = 1
@@ -550,6 +571,9 @@ def check(config: Config) -> None:
     choice("adapter.kind", config.adapter.kind, ADAPTERS)
     positive("adapter.size", config.adapter.size)
     positive("adapter.parameters", config.adapter.parameters)
+    positive("prefix.length", config.prefix.length)
+    positive("prefix.hidden", config.prefix.hidden)
+    positive("prompt.length", config.prompt.length)
 
     positive("train.lr", train.lr)
     positive("train.epochs", train.epochs)

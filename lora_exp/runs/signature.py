@@ -36,7 +36,7 @@ UNDECIDING = {
     "train.nodes",
 }
 
-SECTIONS = {"lora", "full_top", "adapter"}
+SECTIONS = {"lora", "full_top", "adapter", "prefix", "prompt"}
 """Each decides the runs of its own method alone."""
 
 
@@ -115,6 +115,8 @@ def slug(config: Config) -> str:
     elif config.method == "adapter":
         size = config.adapter.parameters or config.adapter.size
         parts += [config.adapter.kind, str(size)]
+    elif config.method in ("prefix", "prompt"):
+        parts[-1] += str(getattr(config, config.method).length)
     parts.append(f"seed{config.seed}")
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "x" for part in parts)[:120]
 

@@ -9,7 +9,7 @@ on a GPU, a kernel for sequences of any length takes them as they lie.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -110,6 +110,10 @@ class Layout:
         first: [sequences], each sequence's first token.
         last: [sequences], each sequence's last token.
         longest: most tokens of a sequence.
+        fronts: by attention module, keys and values [heads, positions, width] in front of every
+            sequence (`methods/front.py`).
+        noted: takes keys and values [heads, tokens, width] of every attention module; None if
+            nobody asks.
     """
 
     def __init__(
@@ -125,6 +129,20 @@ class Layout:
         self.first = self._tensor(ends[:-1])
         self.last = self._tensor(ends[1:] - 1)
         self.longest = int(sizes.max())
+        self.fronts: Mapping[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.noted: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+        self._lengthened: dict[int, tuple[Tensor, Layout]] = {}
+
+    def lengthened(self, by: int) -> tuple[Tensor, Layout]:
+        """The layout if each sequence gets `by` rows in front, and for each row its number among
+        those rows and, after them, the tokens."""
+        if by not in self._lengthened:
+            sizes, starts = self._sizes + by, self._ends[:-1]
+            ends = np.cumsum(sizes)
+            place = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+            index = np.where(place < by, place, place + np.repeat(starts, sizes))
+            self._lengthened[by] = self._tensor(index), Layout(sizes.tolist(), self._device)
+        return self._lengthened[by]
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return moved(torch.from_numpy(values), self._device)
@@ -280,6 +298,8 @@ def attention(
         [1, tokens or sequences, heads, width], and no weights.
     """
     given = query.dtype
+    if flat_layout.noted is not None:
+        flat_layout.noted[module] = key[0], value[0]
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
     one_each = len(q) != len(k)
     asked = _Asked(
@@ -289,10 +309,11 @@ def attention(
         scaling=scaling,
         dropout=dropout,
         place=int(getattr(module, "dropout_place", 0)),
+        front=flat_layout.fronts.get(module),
     )
     if q.is_cuda and given in (torch.bfloat16, torch.float16) and dropout == 0:
         return _any_length(q, k, v, asked).unsqueeze(0), None
-    short = not q.is_cuda and (dropout > 0 or flat_layout.longest <= SHORT)
+    short = not q.is_cuda and (dropout > 0 or flat_layout.longest <= SHORT) and not asked.front
     with torch.autocast(q.device.type, enabled=False):
         output = (_short if short else _grouped)(q, k, v, asked)
     return output.to(given).unsqueeze(0), None
@@ -310,6 +331,8 @@ class _Asked:
     dropout: float
     place: int
     """In the model, for dropout."""
+    front: tuple[Tensor, Tensor] | None = None
+    """Keys and values in front of every sequence."""
 
 
 def _short(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor:
@@ -366,20 +389,37 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor
         spans = (queries, group.slots, group.slots)
         if asked.dropout > 0:
             torch.manual_seed(dropping.current().seed(group.run, asked.place + group.number))
+        taken = [
+            rows[span].unflatten(0, shape).transpose(1, 2)
+            for rows, span in zip((q, k, v), spans, strict=True)
+        ]
+        mask = None if asked.causal else group.mask  # padding is last
+        if asked.front is not None:
+            taken[1:] = (
+                torch.cat([part.to(own.dtype).expand(shape[0], -1, -1, -1), own], 2)
+                for part, own in zip(asked.front, taken[1:], strict=True)
+            )
+            mask = _with_front(group, asked, asked.front[0].shape[1])
         result = F.scaled_dot_product_attention(
-            *(
-                rows[span].unflatten(0, shape).transpose(1, 2)
-                for rows, span in zip((q, k, v), spans, strict=True)
-            ),
-            attn_mask=None if asked.causal else group.mask,  # padding is last
+            *taken,
+            attn_mask=mask,
             dropout_p=asked.dropout,
-            is_causal=asked.causal,
+            is_causal=asked.causal and asked.front is None,
             scale=asked.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(result.transpose(1, 2).flatten(0, 1))
     real = None if asked.one_each else slots.real
     return _Rearrange.apply(torch.cat(outputs), back, there, real)
+
+
+def _with_front(group: Group, asked: _Asked, front: int) -> Tensor | None:
+    """bool, [queries, keys] or [sequences, 1, 1, keys]: what a group sees, the front included."""
+    if asked.causal:
+        device = asked.where.positions.device
+        square = torch.ones(group.length, front + group.length, dtype=torch.bool, device=device)
+        return square.tril_(front)
+    return None if group.mask is None else F.pad(group.mask, (front, 0), value=True)
 
 
 def _any_length(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor:
@@ -390,14 +430,21 @@ def _any_length(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Ten
     ends, longest = where.ends, where.longest
     if asked.one_each:
         ends, longest = torch.arange(len(where.ends), dtype=torch.int32, device=key.device), 1
+    seen = where
+    if asked.front is not None:
+        index, seen = where.lengthened(asked.front[0].shape[1])
+        key, value = (
+            torch.cat([part.transpose(0, 1).to(own.dtype), own]).index_select(0, index)
+            for part, own in zip(asked.front, (key, value), strict=True)
+        )
     result = varlen_attn(
         query,
         key,
         value,
         ends,
-        where.ends,
+        seen.ends,
         longest,
-        where.longest,
+        seen.longest,
         scale=asked.scaling,
         window_size=(-1, 0) if asked.causal else (-1, -1),
         enable_gqa=query.shape[1] != key.shape[1],

@@ -62,7 +62,7 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
     batches = [_filled(piece.batch, precision) for piece in pieces]
     sequences, tokens = ([len(b.lengths) for b in batches], [len(b.input_ids) for b in batches])
     spans = {sum(sizes): _spans(sizes) for sizes in (sequences, tokens)}
-    draws = Draws([piece.stream for piece in pieces], spans)
+    draws = Draws([piece.stream for piece in pieces], spans if len(pieces) > 1 else None)
     with ExitStack() as stack:
         stack.enter_context(drawing(draws))
         if pieces[0].layers:

@@ -156,10 +156,12 @@ def test_bf16_keeps_what_is_trained_in_fp32_and_stays_close(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("one_each", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("in_front", [0, 3])
 def test_the_kernel_of_gpus_is_asked_for_the_same(
-    causal: bool, one_each: bool, monkeypatch: pytest.MonkeyPatch
+    in_front: int, causal: bool, one_each: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its arguments, by its documentation, mean what the groups compute."""
+    """Its arguments, by its documentation, mean what the groups compute. Where there are more keys
+    than queries, the last query sees the last key (FlashAttention 2)."""
     from torch import nn
     from torch.nn.attention import varlen
 
@@ -172,8 +174,13 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(
             assert queries.stop - queries.start <= max_q
             assert span.stop - span.start <= max_k
             heads = [x.transpose(0, 1) for x in (q[queries], k[span], v[span])]
+            ahead = heads[1].shape[1] - heads[0].shape[1]
+            seen = torch.ones(heads[0].shape[1], heads[1].shape[1], dtype=torch.bool)
             result = F.scaled_dot_product_attention(
-                *heads, is_causal=window_size == (-1, 0), scale=scale, enable_gqa=enable_gqa
+                *heads,
+                attn_mask=seen.tril(ahead) if window_size == (-1, 0) else None,
+                scale=scale,
+                enable_gqa=enable_gqa,
             )
             outputs.append(result.transpose(0, 1))
         return torch.cat(outputs)
@@ -189,7 +196,11 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(
         query = query.index_select(2, where.last)
     module = nn.Module()
     module.is_causal = causal  # type: ignore[assignment]
+    front = None
+    if in_front:
+        pair = torch.randn(2, 2, in_front, 8, generator=generator)
+        where.fronts = {module: (front := (pair[0], pair[1]))}
     expected, _ = flat.attention(module, query, key, value, None, flat_layout=where, scaling=0.3)
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
-    asked = flat._Asked(where, one_each, causal and not one_each, 0.3, 0.0, 0)
+    asked = flat._Asked(where, one_each, causal and not one_each, 0.3, 0.0, 0, front)
     torch.testing.assert_close(flat._any_length(q, k, v, asked)[None], expected)

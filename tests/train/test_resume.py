@@ -178,6 +178,8 @@ def test_killed_again_and_again(tiny: Path, tmp_path: Path, uninterrupted: dict[
         ["method=full_top", "full_top.layers=1"],
         ["method=bitfit"],
         ["method=adapter", "adapter.kind=lin", "adapter.size=4"],
+        ["method=prefix", "prefix.hidden=8"],
+        ["method=prompt"],
         ["lora.init=pissa", "lora.lr_ratio=16"],
         ["lora.dora=true", "lora.bias=all"],
     ],
