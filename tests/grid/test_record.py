@@ -1,0 +1,174 @@
+"""What is written down of a grid, of its code, and what a dry run and a terminal show of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lora_exp import console
+from lora_exp.errors import UserError
+from lora_exp.grid import devices, snapshot
+from lora_exp.grid.devices import Device
+from lora_exp.grid.estimate import seconds
+from lora_exp.grid.plan import Point, freeze, make
+from lora_exp.grid.queue import Ticket
+from lora_exp.grid.record import Grid, all_grids, find_grid
+from lora_exp.grid.table import Live
+from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
+from lora_exp.runs.folder import RunFolder
+
+LOCAL = {"name": "local"}
+
+
+def runs(outputs: Path, *names: str) -> list[RunFolder]:
+    folders = [RunFolder(outputs / "runs" / name) for name in names]
+    for folder in folders:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    return folders
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+def test_a_grid_keeps_its_runs_in_order_and_one_with_its_name_joins_it(tmp_path: Path) -> None:
+    Grid.create(tmp_path, "mine", runs(tmp_path, "b", "a"), LOCAL, command="first")
+    grid = Grid.create(tmp_path, "mine", runs(tmp_path, "c", "a"), {"name": "slurm"}, command="two")
+    assert [run.name for run in grid.runs] == ["b", "a", "c"]
+    assert grid.launcher == {"name": "slurm"}
+    assert grid.record["command"] == "two"
+    (tmp_path / "runs" / "a").rmdir()
+    assert [run.name for run in grid.runs] == ["b", "c"], "what was cleaned away is left out"
+
+
+def test_grids_without_a_name_get_one_each(tmp_path: Path) -> None:
+    names = {Grid.create(tmp_path, None, [], LOCAL).name for _ in range(3)}
+    assert len(names) == 3
+    assert {grid.name for grid in all_grids(tmp_path)} == names
+
+
+def test_jobs_are_added_and_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
+    grid = Grid.create(tmp_path, "mine", [], LOCAL)
+    assert grid.jobs == []
+    grid.add_job(job="12", tasks=3)
+    grid.add_job(job="13", tasks=1)
+    with (grid.path / "jobs.jsonl").open("a") as file:
+        file.write('{"job": "1')
+    assert [(job["job"], job["tasks"]) for job in grid.jobs] == [("12", 3), ("13", 1)]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "../a"])
+def test_a_name_that_no_folder_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a name has letters"):
+        Grid.create(tmp_path, name, [], LOCAL)
+    assert not (tmp_path / "grids").exists()
+
+
+def test_an_unknown_grid_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There are none in"):
+        find_grid(tmp_path, "mine")
+    Grid.create(tmp_path, "ranks", [], LOCAL)
+    with pytest.raises(UserError, match=r"grid=rank: there is no such grid\. Did you mean ranks\?"):
+        find_grid(tmp_path, "rank")
+
+
+# -- the code --------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_runs_by_itself_and_is_taken_once(tmp_path: Path) -> None:
+    taken = snapshot.take(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in taken.rglob("*")}
+    assert snapshot.take(tmp_path) == taken
+    assert {path: path.stat().st_mtime_ns for path in taken.rglob("*")} == before
+    code = "import lora_exp.cli as c, hydra_plugins.lora_exp_launch as p; "
+    code += "print(c.__file__, c.CONF, p.__file__)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": snapshot.python_path(taken)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    package, conf, plugin = map(Path, printed.stdout.split())
+    assert package == taken / "lora_exp" / "cli.py"
+    assert conf == taken / "conf"
+    assert plugin.is_relative_to(taken / "launch")
+
+
+# -- what people see -------------------------------------------------------------------------------
+
+
+def test_a_dry_run_estimates_from_comparable_runs(tiny: Path, tmp_path: Path) -> None:
+    def points(*seeds: int, steps: int = 5) -> list[Point]:
+        found = []
+        for seed in seeds:
+            config = Config(
+                task=TaskConfig("agreement", kind="agreement"),
+                model=ModelConfig(str(tiny)),
+                train=TrainConfig(lr=1e-3, max_steps=steps),
+                seed=seed,
+                outputs=str(tmp_path),
+            )
+            found.append(Point([f"seed={seed}"], lambda config=config: config))
+        return found
+
+    planned = make(points(1, 2, 3))
+    assert seconds(planned.runs, tmp_path) == []
+    freeze(planned, LOCAL, None)
+    for run, wall in zip(planned.runs, (10.0, 30.0, 20.0), strict=True):
+        run.folder.finish({"metrics": {"accuracy": 1.0}, "wall_seconds": wall})
+    assert seconds(make(points(4, 5)).to_train, tmp_path) == [20.0, 20.0]
+    assert seconds(make(points(4, steps=6)).to_train, tmp_path) == []
+
+
+def test_a_terminal_shows_the_grid_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(console, "console", terminal)
+    one, two, three = runs(tmp_path, "one", "two", "three")
+    one.set_status("running", step=30, total_steps=120)
+    tickets = [Ticket(run.path) for run in (one, two, three)]
+    tickets[0].state, tickets[0].worker, tickets[1].state = "given", 1, "done"
+    with Live.of("mine", tickets) as look:
+        assert look is not None
+        look()
+    shown = screen.getvalue()
+    assert "1 waiting, 1 running, 1 done" in shown
+    assert "25%" in shown
+    assert "two" not in shown, "only those that are being trained"
+
+
+def test_without_a_terminal_nothing_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "console", Console(file=io.StringIO()))
+    with Live.of("mine", []) as look:
+        assert look is None
+
+
+# -- GPUs ------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_is_held_by_one_worker_and_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    gpu, other = (Device("cuda", "A GPU", identity=f"GPU-{number}") for number in (1, 2))
+    has_it = threading.Event()
+
+    def wait_for_it() -> None:
+        with devices.held(gpu):
+            has_it.set()
+
+    waiting = threading.Thread(target=wait_for_it, daemon=True)
+    with devices.held(gpu), devices.held(other), devices.held(Device("cpu")):
+        waiting.start()
+        assert not has_it.wait(0.1)
+    assert has_it.wait(20)
