@@ -19,6 +19,8 @@ VERBS = (
     "status",
     "show",
     "logs",
+    "report",
+    "compare",
     "cancel",
     "retry",
     "rerun",
@@ -157,8 +159,12 @@ def config_of(values: object) -> Config:
 
 def advice(config: Config, overrides: Sequence[str]) -> str | None:
     """A warning about a config that is valid, and yet hardly what the user wants."""
-    given = {override.lstrip("+").split("=")[0] for override in overrides}
-    if {"experiment", "method"} <= given and "train.lr" not in given:
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    if {"experiment", "method"} <= given.keys() and "train.lr" not in given:
+        model, method = given["experiment"].split("/")[0], given["method"]
+        recipes = (f"model/{model}_{method}.yaml", f"task/{config.task.name}_{method}.yaml")
+        if method == "lora" or any((CONF / "recipe" / recipe).exists() for recipe in recipes):
+            return None
         return (
             f"The learning rate {config.train.lr:g} is that of the experiment's own method; "
             f"give train.lr=... for {config.method}."

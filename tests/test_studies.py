@@ -23,7 +23,9 @@ def points(study: str) -> int:
     text = (CONF / "study" / f"{study}.yaml").read_text()
     number = 1
     for value in yaml.safe_load(text)["hydra"]["sweeper"]["params"].values():
-        number *= len(str(value).split(","))
+        while (inner := re.sub(r"[\[{][^\[\]{}]*[\]}]", "", str(value))) != value:
+            value = inner  # commas within lists and mappings do not count
+        number *= value.count(",") + 1
     return number
 
 
