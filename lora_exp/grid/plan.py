@@ -16,11 +16,10 @@ from lora_exp.grid.packs import pack_key
 from lora_exp.grid.record import Grid
 from lora_exp.grid.stages import Later
 from lora_exp.init_from import is_from_best
-from lora_exp.runs import files
 from lora_exp.runs.config import Config, check
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy, is_held
-from lora_exp.runs.provenance import provenance
+from lora_exp.runs.provenance import PATCH, provenance
 from lora_exp.train.job import Identity, identify
 
 OF_THE_GRID = {
@@ -204,16 +203,15 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
         UserError: if the outputs folder cannot be written to.
     """
     record, patch = provenance(signature="", group="", overrides=[], gpu=gpu)
-    own = {"command": record["command"], "snapshot": snapshot.take(plan.outputs).name}
+    taken = snapshot.take(plan.outputs)
+    own = {"command": record["command"], "snapshot": taken.name}
     later = [one.record for one in plan.later]
     folders = [run.folder for run in plan.runs]
     grid = Grid.create(
         plan.outputs, plan.runs[0].config.grid, folders, launcher, **own, later=later
     )
     if patch:
-        kept = grid.path / f"{own['snapshot']}.patch"
-        files.write(kept, patch)
-        patch = kept
+        patch = taken / PATCH  # one file for all of them
     for run in plan.to_train:
         folder = run.folder
         own |= {"signature": run.identity.signature, "group": run.identity.group}

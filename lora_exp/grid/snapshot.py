@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -10,21 +11,23 @@ from pathlib import Path
 
 import lora_exp
 from lora_exp.errors import UserError
-from lora_exp.runs import files
+from lora_exp.runs import files, provenance
 from lora_exp.runs.config import CONF
+from lora_exp.runs.provenance import GIT, PATCH, git_state
 
 
 def take(outputs: Path) -> Path:
     """Copy the package, its launchers and its configs, uncommitted changes included.
 
     Whatever is edited afterwards, a process with the snapshot and its `launch` first in PYTHONPATH
-    runs the code of now. Snapshots of equal code are one.
+    runs the code of now. Snapshots of equal code are one. What git says of it is kept as well.
 
     Returns:
         `outputs/snapshots/HASH`.
     """
     code = dict(_files())
-    digest = hashlib.sha256()
+    git, patch = git_state(Path(provenance.__file__)) or (None, "")
+    digest = hashlib.sha256(json.dumps(git).encode())
     for name, source in sorted(code.items()):
         content = source.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
@@ -37,6 +40,9 @@ def take(outputs: Path) -> Path:
                 for name, source in code.items():
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, folder / name)
+                if git is not None:
+                    files.write_json(folder / GIT, git, durable=False)
+                    files.write(folder / PATCH, patch, durable=False)
         except UserError:
             if not snapshot.exists():  # else another command was quicker
                 raise

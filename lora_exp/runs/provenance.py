@@ -11,6 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lora_exp.runs.files import read_json
+
+GIT, PATCH = "git.json", "code.patch"
+"""Of a snapshot, beside its code."""
 PACKAGES = ("lora-exp", "torch", "transformers", "safetensors", "datasets", "tokenizers", "numpy")
 
 
@@ -43,8 +47,12 @@ def provenance(
 def git_state(file: Path) -> tuple[dict[str, Any], str] | None:
     """The commit of the checkout that a file belongs to, and the patch of what was changed since.
 
-    None where the file is not under version control (an installed package) or there is no git.
+    Of a snapshot, what was so when it was taken. None where the file is not under version control
+    (an installed package) or there is no git.
     """
+    snapshot = file.parents[2]
+    if (kept := read_json(snapshot / GIT)) is not None:
+        return kept, (snapshot / PATCH).read_text(encoding="utf-8")
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]

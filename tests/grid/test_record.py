@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from lora_exp.grid.plan import Point, freeze, make
 from lora_exp.grid.queue import Ticket
 from lora_exp.grid.record import Grid, all_grids, find_grid
 from lora_exp.grid.table import Live
+from lora_exp.runs import provenance
 from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.provenance import git_state
 
 LOCAL = {"name": "local"}
 
@@ -86,8 +89,10 @@ def test_a_snapshot_runs_by_itself_and_is_taken_once(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in taken.rglob("*")}
     assert snapshot.take(tmp_path) == taken
     assert {path: path.stat().st_mtime_ns for path in taken.rglob("*")} == before
-    code = "import lora_exp.cli as c, hydra_plugins.lora_exp_launch as p; "
-    code += "print(c.__file__, c.CONF, p.__file__)"
+    code = "import lora_exp.cli as c, hydra_plugins.lora_exp_launch as p, json; "
+    code += "from lora_exp.runs import provenance; from pathlib import Path; "
+    code += "print(c.__file__, c.CONF, p.__file__); "
+    code += "print(json.dumps(provenance.git_state(Path(provenance.__file__))))"
     printed = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": snapshot.python_path(taken)},
@@ -96,10 +101,13 @@ def test_a_snapshot_runs_by_itself_and_is_taken_once(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    package, conf, plugin = map(Path, printed.stdout.split())
+    places, git = printed.stdout.splitlines()
+    package, conf, plugin = map(Path, places.split())
     assert package == taken / "lora_exp" / "cli.py"
     assert conf == taken / "conf"
     assert plugin.is_relative_to(taken / "launch")
+    now = git_state(Path(provenance.__file__))
+    assert json.loads(git) == (None if now is None else list(now)), "as when it was taken"
 
 
 # -- what people see -------------------------------------------------------------------------------
