@@ -30,6 +30,7 @@ def _no_cuda() -> bool:
 EXPLAINED: dict[str, Callable[[], bool]] = {
     "needs a CUDA device": _no_cuda,
     "../shared": lambda: not SHARED.exists(),
+    "needs LaTeX": lambda: shutil.which("pdflatex") is None,
     "needs Java": lambda: shutil.which("java") is None,
     "needs a SLURM cluster": lambda: "SLURM_CONF" not in os.environ,
 }

@@ -48,7 +48,15 @@ class Store:
     outputs: Path
     made: int = 0
 
-    def run(self, state: str = "queued", status: dict[str, Any] | None = None, **values: Any):
+    def run(
+        self,
+        state: str = "queued",
+        status: dict[str, Any] | None = None,
+        *,
+        metrics: dict[str, float] | None = None,
+        group: str | None = None,
+        **values: Any,
+    ):
         """A run; `values` are of its config."""
         self.made += 1
         signature, described = (
@@ -56,10 +64,11 @@ class Store:
             config(**{"outputs": str(self.outputs)} | values),
         )
         folder = RunFolder(self.outputs / "runs" / f"{slug(described)}-{signature}")
-        group = f"group-of-{described.task.name}-{described.lora.r}"
+        group = group or f"group-of-{described.task.name}-{described.lora.r}"
         folder.create(described, {"signature": signature, "group": group, "snapshot": "kept"})
         if state == "done":
-            files.write_json(folder.path / "result.json", RESULT)
+            result = RESULT | ({} if metrics is None else {"metrics": metrics})
+            files.write_json(folder.path / "result.json", result)
         written = {"state": state, "heartbeat": time.time(), "host": "h", "pid": 1, "attempt": 1}
         files.write_json(folder.path / "status.json", written | (status or {}))
         folder.log.write_text(f"log of {folder.name}\n")

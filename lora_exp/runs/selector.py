@@ -76,7 +76,7 @@ class Term:
 
     def of(self, run: RunRecord) -> list[Any]:
         """The run's values of the key: several for a list, one otherwise."""
-        value = OWN[self.key](run) if self.key in OWN else _configured(run.config, self.key)
+        value = value_of(run, self.key)
         return value if isinstance(value, list) else [value]
 
     @cached_property
@@ -91,7 +91,7 @@ class Term:
     def _equals(self, value: Any) -> bool:
         if _is_number(value) and value in self._numbers:
             return True
-        text = _text(value)
+        text = text_of(value)
         return any(fnmatchcase(text, option) for option in self.options)
 
     def check(self) -> None:
@@ -100,7 +100,7 @@ class Term:
         Raises:
             UserError: if it never can.
         """
-        kind = str if self.key in OWN else _kinds()[self.key]
+        kind = str if self.key in OWN else kinds()[self.key]
         if self.operator in ORDERS:
             if kind is not float:
                 raise UserError(f"{self}: {self.key} is no number; compare it with = or !=.")
@@ -142,11 +142,10 @@ class Selector:
             if found is None:
                 rest = text.split()[0]
                 raise UserError(f"{rest}: a filter is KEY=VALUE (or != > < >= <=), {EXAMPLES}.")
-            key = ALIASES.get(found["key"], found["key"])
             symbol = "=" if found["operator"] == "==" else found["operator"]
-            term = Term(key, symbol, found["value"].strip("\"'"))
-            if key not in OWN and key not in _kinds():
-                raise UserError(f"{term}: there is no such key. {_near_key(key)}")
+            value = found["value"].strip("\"'")
+            key = known_key(found["key"], f"{found['key']}{symbol}{value}")
+            term = Term(key, symbol, value)
             term.check()
             terms.append(term)
             text = text[found.end() :]
@@ -183,7 +182,7 @@ class Selector:
     def _check_spelling(term: Term, runs: Sequence[RunRecord]) -> None:
         exact = term.operator == "=" and not set(term.value) & set("*?[,")
         if exact and term.key != "state" and not any(term.holds(run) for run in runs):
-            known = {_text(value) for run in runs for value in term.of(run)}
+            known = {text_of(value) for run in runs for value in term.of(run)}
             hint = nearest(term.value, known) if known else f"None has a {term.key}."
             raise UserError(f"{term}: there is no such run. {hint}")
 
@@ -200,8 +199,36 @@ def select(outputs: Path, tokens: Iterable[str]) -> list[RunRecord]:
 # -- keys and values -------------------------------------------------------------------------------
 
 
+def known_key(key: str, given: str) -> str:
+    """A key as it is looked up.
+
+    Args:
+        key: of the config, or of `OWN`.
+        given: what the user wrote, for the message.
+
+    Raises:
+        UserError: if there is none such.
+    """
+    key = ALIASES.get(key, key)
+    if key not in OWN and key not in kinds():
+        raise UserError(f"{given}: there is no such key. {_near_key(key)}")
+    return key
+
+
+def value_of(run: RunRecord, key: str) -> Any:
+    """A run's value of a key; its default, if the field of the config is younger than the run."""
+    return OWN[key](run) if key in OWN else _configured(run.config, key)
+
+
+def text_of(value: Any) -> str:
+    """A value as the command line of a run has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 @cache
-def _kinds(node: type = Config, prefix: str = "") -> dict[str, type]:
+def kinds(node: type = Config, prefix: str = "") -> dict[str, type]:
     """Every key of the config, with `float` for numbers, `bool`, or `str` for all else."""
     found: dict[str, type] = {}
     hints = get_type_hints(node)
@@ -209,7 +236,7 @@ def _kinds(node: type = Config, prefix: str = "") -> dict[str, type]:
         hint = hints[spec.name]
         if is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= _kinds(hint, f"{prefix}{spec.name}.")
+            found |= kinds(hint, f"{prefix}{spec.name}.")
             continue
         types = set(get_args(hint) or (hint,)) - {type(None)}
         kind = float if types <= {int, float} else bool if types == {bool} else str
@@ -236,7 +263,7 @@ def _configured(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _near_key(key: str) -> str:
-    known = {*OWN, *_kinds()}
+    known = {*OWN, *kinds()}
     same = sorted(name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1])
     return f"Did you mean {' or '.join(same)}?" if same else nearest(key, known, kind="keys")
 
@@ -250,10 +277,3 @@ def _number(text: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> str:
-    """A value as the command line of a run has it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

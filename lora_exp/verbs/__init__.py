@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lora_exp.verbs import adapters, cancel, clean, logs, rerun, retry, show, status
+from lora_exp.verbs import adapters, cancel, clean, logs, report, rerun, retry, show, status
 
 app = typer.Typer(
     name="lora_exp",
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command()(status.status)
 app.command()(show.show)
 app.command()(logs.logs)
+app.command()(report.report)
 app.command()(cancel.cancel)
 app.command()(retry.retry)
 app.command()(rerun.rerun)

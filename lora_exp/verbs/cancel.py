@@ -11,9 +11,9 @@ from lora_exp.grid import cluster
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import UNFINISHED, Records
+from lora_exp.text import count
 from lora_exp.verbs.arguments import Filter, Outputs
 from lora_exp.verbs.choice import required
-from lora_exp.verbs.text import count
 
 CANCELLED, ASKED, ENDED = "cancelled", "asked", "ended"
 

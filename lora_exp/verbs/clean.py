@@ -16,8 +16,8 @@ from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import UNFINISHED, Records
 from lora_exp.runs.selector import Selector
+from lora_exp.text import columns, size
 from lora_exp.verbs.arguments import Filter, Outputs
-from lora_exp.verbs.text import columns, size
 
 CLEANED = ("failed", "cancelled")
 

@@ -19,9 +19,9 @@ from lora_exp.runs.config import CONF, Config, schema
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import LOST, Records, RunRecord
+from lora_exp.text import count
 from lora_exp.verbs.arguments import Filter, Outputs
 from lora_exp.verbs.choice import required
-from lora_exp.verbs.text import count
 
 HERE = {"name": "local"}
 """The launcher of runs that are of no grid."""

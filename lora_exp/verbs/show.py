@@ -12,8 +12,8 @@ import typer
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.signature import UNDECIDING
 from lora_exp.runs.store import find_run
+from lora_exp.text import columns, count, numbers
 from lora_exp.verbs.arguments import Outputs, Run
-from lora_exp.verbs.text import columns, count, numbers
 
 OTHERS_SHOWN = 6
 """Most values of other runs that are shown for a key."""

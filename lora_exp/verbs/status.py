@@ -15,8 +15,8 @@ import typer
 from lora_exp.errors import UserError, nearest
 from lora_exp.runs.records import LOST, UNFINISHED, Records, RunRecord
 from lora_exp.runs.selector import STATES, Selector
+from lora_exp.text import ago, columns, count, duration, numbers
 from lora_exp.verbs.arguments import Filter, Outputs
-from lora_exp.verbs.text import ago, columns, count, duration, numbers
 
 LISTED = 300
 """Most runs that are listed one by one if nobody chose them."""

@@ -67,9 +67,9 @@ def ago(moment: float | None) -> str:
     return "" if moment is None else f"{duration(max(0.0, time.time() - moment))} ago"
 
 
-def size(number: int) -> str:
+def size(number: float) -> str:
     """Bytes, in their largest unit."""
     for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= length:
             return f"{number / length:,.1f} {unit}"
-    return f"{number} bytes"
+    return f"{number:.0f} bytes"

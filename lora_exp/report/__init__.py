@@ -1,0 +1,1 @@
+"""From run folders to tables; imports neither torch nor transformers."""

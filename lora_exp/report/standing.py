@@ -1,0 +1,41 @@
+"""What a table cannot show: the runs that have no result, and why; the metrics that are missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from lora_exp.runs.records import LOST, RunRecord
+from lora_exp.runs.selector import STATES
+from lora_exp.text import count
+
+LISTED = 20
+"""Most failed runs that are named."""
+REASON_LENGTH = 160
+
+
+def standing(runs: Sequence[RunRecord]) -> list[str]:
+    """Lines under a table: how many runs of each state there are, failures, missing metrics."""
+    states = Counter(run.state for run in runs)
+    counted = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
+    failed = [run for run in runs if run.state in ("failed", LOST)]
+    lines = [f"{count(len(runs))}: {counted}."]
+    lines += [f"{run.name} {run.state}: {_reason(run)}" for run in failed[:LISTED]]
+    if len(failed) > LISTED:
+        lines.append(f"and {len(failed) - LISTED:,} more: status state=failed,lost")
+    missing = Counter(
+        (metric, reason)
+        for run in runs
+        if run.state == "done"
+        for metric, reason in ((run.result or {}).get("missing") or {}).items()
+    )
+    lines += [
+        f"{metric} is missing in {count(number)}: {reason}"
+        for (metric, reason), number in missing.items()
+    ]
+    return lines
+
+
+def _reason(run: RunRecord) -> str:
+    first = next(iter(run.why.splitlines()), "no reason given")
+    return first if len(first) <= REASON_LENGTH else first[: REASON_LENGTH - 3] + "..."

@@ -1,0 +1,180 @@
+"""A table for people, and the same as Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DRAWN = 300
+"""Most rows that are drawn with rich, which takes its time."""
+MINUS = "\u2212"
+JOINED = "\u00a0"
+"""A blank at which no line is broken."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after the end of a row it would be an option
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    MINUS: r"$-$",
+    "\u2013": "--",
+    "\u00d7": r"$\times$",
+    JOINED: "~",
+    "\n": " ",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a place of a table."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header, and what is to be known about them."""
+
+    title: str
+    header: list[str]
+    """A heading for each column."""
+    rows: list[list[Cell]]
+    """As many cells each."""
+    notes: list[str]
+    """Lines under the table."""
+    records: list[dict[str, Any]]
+    """The same as plain numbers, for CSV and JSON: one for each cell with a metric."""
+    labels: int = 1
+    """How many columns, from the left, say what a row is."""
+    blocks: set[int] = field(default_factory=set)
+    """The rows behind which there is a line."""
+
+
+def draw(table: Table, console: Console) -> None:
+    """Write it to a terminal, or plainly if it is very long."""
+    from rich import box
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    def shown(text: str) -> str:
+        return text if console.is_terminal else text.replace(JOINED, " ")  # as grep expects it
+
+    console.print(Text(table.title, style="bold"))
+    if len(table.rows) > DRAWN:
+        from lora_exp.text import columns
+
+        rows = [[shown(_marked(cell)) for cell in row] for row in table.rows]
+        console.out(columns(table.header, rows), highlight=False)
+    else:
+        drawn = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for number, name in enumerate(table.header):
+            side = "left" if number < table.labels else "right"
+            drawn.add_column(Text(name), justify=side, overflow="fold")
+        for number, row in enumerate(table.rows):
+            cells = [Text(shown(cell.text), style="bold" if cell.bold else "") for cell in row]
+            drawn.add_row(*cells, end_section=number in table.blocks)
+        console.print(drawn)
+    for note in table.notes:
+        console.print(Text(note, style="dim"))
+
+
+def _marked(cell: Cell) -> str:
+    return f"*{cell.text}*" if cell.bold else cell.text
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Tables as GitHub and most other readers of Markdown take them."""
+    return "\n".join(map(_markdown, tables))
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    def plain(text: str) -> str:
+        return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text).translate({10: " ", ord(JOINED): " "})
+
+    sides = ["---" if n < table.labels else "---:" for n in range(len(table.header))]
+    lines = [f"**{plain(table.title)}**", "", line([*map(plain, table.header)]), line(sides)]
+    for row in table.rows:
+        cells = [f"**{plain(cell.text)}**" if cell.bold else plain(cell.text) for cell in row]
+        lines.append(line(cells))
+    lines += ["", *(f"- {plain(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    r"""Tables for a document with `\usepackage{booktabs}` and `\usepackage[T1]{fontenc}`."""
+    return "% \\usepackage{booktabs} \\usepackage[T1]{fontenc}\n" + "\n".join(map(_latex, tables))
+
+
+def _latex(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    sides = "l" * table.labels + "r" * (len(table.header) - table.labels)
+    lines = [
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{in_latex(table.title)}}}",
+        rf"\begin{{tabular}}{{{sides}}}",
+        r"\toprule",
+        line([*map(in_latex, table.header)]),
+        r"\midrule",
+    ]
+    for number, row in enumerate(table.rows):
+        texts = [(in_latex(cell.text), cell.bold) for cell in row]
+        lines.append(line([rf"\textbf{{{text}}}" if bold else text for text, bold in texts]))
+        if number in table.blocks and number + 1 < len(table.rows):
+            lines.append(r"\midrule")
+    notes = r" \\ ".join(map(in_latex, table.notes))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if notes:
+        lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def in_latex(text: str) -> str:
+    """Text with its special characters escaped."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """The numbers, unrounded and unscaled: a line for each cell with a metric."""
+    records = [{"table": table.title} | record for table in tables for record in table.records]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        plain = {k: ";".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
+        writer.writerow(plain)
+    return file.getvalue()
+
+
+def as_json(tables: Sequence[Table]) -> str:
+    """The numbers, unrounded and unscaled, and the notes."""
+    content = [
+        {"title": table.title, "cells": table.records, "notes": table.notes} for table in tables
+    ]
+    return json.dumps({"tables": content}, indent=1, allow_nan=False) + "\n"
