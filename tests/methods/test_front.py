@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from attaching import attached, batch, config_of, move, on_paper, write
 from passes import logits_of
 from peft import PeftModel
-from tiny import save
+from tiny import save, save_writer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
 
-from lora_exp import methods
+from lora_exp import init_from, methods
+from lora_exp.decoding import Decoding, decode
+from lora_exp.errors import UserError
 from lora_exp.models import Backbone
 from lora_exp.runs.config import ModelConfig
+from lora_exp.train.batches import Batch
 from lora_exp.train.forward import Piece, forward
 from lora_exp.train.workplace import loaded, set_precision
 
@@ -138,6 +142,15 @@ def test_deberta_sees_the_prefix_beside_what_it_saw(tmp_path: Path) -> None:
     plain.model.load_state_dict(head, strict=False)
     expected = logits_of(plain, given)
     assert (logits_of(backbone, given) - expected).abs().max() > 1e-3
+    together = logits_of(backbone, given)
+    starts = [sum(given.lengths[:number]) for number in range(len(given.lengths))]
+    for number, (start, length) in enumerate(zip(starts, given.lengths, strict=True)):
+        span = slice(start, start + length)
+        assert given.token_types is not None
+        alone = Batch(given.input_ids[span], given.token_types[span], [length], given.labels[:1])
+        torch.testing.assert_close(
+            logits_of(backbone, alone)[0], together[number], atol=1e-5, rtol=1e-4
+        )
     # Without any positions it is DeBERTa's own attention.
     prefix: Any = backbone.model.base_model.prefix
     prefix.forward = lambda: [(torch.zeros(4, 0, 8), torch.zeros(4, 0, 8))] * 2
@@ -194,3 +207,52 @@ def test_the_folder_holds_what_is_kept_and_the_head(
     assert sum(tensor.numel() for tensor in saved.values()) == counts[method] + counts["head"]
     about = json.loads((folder / "adapter_config.json").read_text())
     assert about["peft_type"] == f"{method.upper()}_TUNING"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_peft_writes_the_same_text(architecture: str, method: str, tmp_path: Path) -> None:
+    words = ["the cats near the river sleep .", "a dog that the boys like runs ."]
+    folder = save_writer(tmp_path / "model", words, architecture, initializer_range=0.2)
+    backbone, config = loaded(ModelConfig(str(folder)), None), config_of(folder, method)
+    setattr(config, method, replace(getattr(config, method), **SHORT[method]))
+    methods.attach(backbone, config)
+    move(backbone, 0.3)
+    model: Any = backbone.model.eval()
+    model.set_attn_implementation("sdpa")
+    adapter = write(backbone, config, tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter))
+    prompts = [[5, 9, 4, 12], [7, 6], [11, 4, 4, 8, 10, 5]]
+    options = Decoding(beam_size=1, max_new_tokens=7, min_length=7, no_repeat_ngram=0, eos_ids=(0,))
+    outputs = decode(model, prompts, options, batch_size=3)
+    for prompt, found in zip(prompts, outputs, strict=True):
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=7,
+            min_new_tokens=7,
+        )
+        assert found == expected[0, len(prompt) :].tolist()
+    assert len(set(map(tuple, outputs))) > 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_starts_from_a_folder_of_the_same_length(
+    method: str, tiny: Path, tmp_path: Path
+) -> None:
+    given, values = batch(), SHORT[method]
+    old, config = attached(tiny, method, **values), config_of(tiny, method, **values)
+    move(old)
+    folder = write(old, config, tmp_path / "adapter")
+    others = [values, values | {"hidden": None}] if method == "prefix" else [values]
+    for other in others:  # with a network that makes a prefix, or without one
+        config = config_of(tiny, method, 2, **other)
+        config.model.init_from = str(folder)
+        new = attached(tiny, method, 2, **other)
+        init_from.start(new, config)
+        torch.testing.assert_close(logits_of(new, given), logits_of(old, given))
+    longer = attached(tiny, method, length=9)
+    with pytest.raises(UserError, match=rf"of 3 positions .* Give {method}\.length=3"):
+        init_from.start(longer, config)

@@ -98,6 +98,28 @@ def test_what_a_run_does_not_use_does_not_count() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("full_top", "layers", 3),
+        ("adapter", "kind", "lin"),
+        ("adapter", "size", 8),
+        ("prefix", "hidden", None),
+        ("prompt", "length", 3),
+    ],
+)
+def test_a_method_is_decided_by_its_own_section(method: str, key: str, value: object) -> None:
+    changed = {f"{method}__{key}": value}
+
+    def differs(method: str, **both: object) -> bool:
+        plain = signature(config(method=method, **both), **PRINTS)
+        return signature(config(method=method, **both, **changed), **PRINTS) != plain
+
+    assert differs(method)
+    assert not differs("lora")
+    assert differs("adapter", adapter__parameters=9999) == (key == "kind")
+
+
 def test_a_group_is_runs_that_differ_in_their_seed() -> None:
     assert group(config(seed=1), **PRINTS) == group(config(seed=7), **PRINTS)
     assert group(config(lora__r=4), **PRINTS) != group(config(), **PRINTS)
@@ -127,6 +149,9 @@ def test_every_key_that_does_not_count_exists() -> None:
 def test_slugs_are_readable_and_safe_in_paths() -> None:
     assert slug(config()) == "rte-roberta-base-lora-r8-qv-seed1"
     assert slug(config(method="full", seed=3)) == "rte-roberta-base-full-seed3"
+    assert slug(config(method="full_top")) == "rte-roberta-base-full-top2-seed1"
+    assert slug(config(method="adapter")) == "rte-roberta-base-adapter-houlsby-64-seed1"
+    assert slug(config(method="prefix")) == "rte-roberta-base-prefix5-seed1"
     assert slug(config(lora__placement__targets=["query"])).startswith("rte-roberta-base-lora-r8-c")
     odd = config(model__name_or_path="../a b/é;$(x)/", task__name="../x y")
     assert not set(slug(odd)) - set("abcdefghijklmnopqrstuvwxyz0123456789-.")
