@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_exp.errors import UserError
 from lora_exp.runs.config import Config, ModelConfig
 from lora_exp.runs.folder import ADAPTER_CONFIG as CONFIG
-from lora_exp.runs.folder import RunFolder, main_metric
+from lora_exp.runs.folder import RunFolder, main_merit
 from lora_exp.runs.store import find_run
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _best(config: Config, selector: Selector) -> RunFolder:
             f"model.init_from={BEST}{selector}: no run of this backbone, method and placement that "
             f"is done in {config.outputs} matches."
         )
-    return max(fitting, key=lambda run: main_metric(run.result or {})).folder
+    return max(fitting, key=lambda run: main_merit(run.result or {})).folder
 
 
 def _starting_from(config: Config, path: Path) -> Config:

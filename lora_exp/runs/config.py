@@ -287,7 +287,7 @@ class DecodingConfig:
     """Where a text is cut off; one that is a single token for the model also ends the search, as
     the model's own end does. microsoft/LoRA: the blank line, `"\\n\\n"`."""
     banned: list[str] = field(default_factory=list)
-    """Tokens that are never generated, each a single one for the model."""
+    """Never generated, as far as they are single tokens for the model."""
     sample: bool = False
     """Draw each token, by the run's seed, instead of searching; needs beam_size=1."""
     temperature: float = 1.0

@@ -24,9 +24,27 @@ PROGRESS = ("attempt", "step", "total_steps", "epoch", "seconds", "pack")
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
 
 
+LOWER_IS_BETTER = ("perplexity",)
+"""Of the metrics that decide the best epoch."""
+
+
+def merit(metric: str, value: float) -> float:
+    """A value of a metric, negated where less of it is better."""
+    return -value if metric in LOWER_IS_BETTER else value
+
+
 def main_metric(result: dict[str, Any]) -> float:
     """Of `result.json`, the metric that decides the best epoch."""
-    return next(value for name, value in result["metrics"].items() if name != "loss")
+    return _main(result)[1]
+
+
+def main_merit(result: dict[str, Any]) -> float:
+    """Its `merit`: the more, the better the run."""
+    return merit(*_main(result))
+
+
+def _main(result: dict[str, Any]) -> tuple[str, float]:
+    return next(item for item in result["metrics"].items() if item[0] != "loss")
 
 
 class RunFolder:

@@ -162,6 +162,7 @@ def predict(config: Config) -> str:
         f"runs like this one that train together: {memory.pack_size(run, takes)}"
         if shares
         else None,
+        *(data.test.foretell() if data.test else ()),
     ]
     return "\n".join(line for line in lines if line)
 
@@ -244,8 +245,8 @@ def member(
             run.log.info("The last attempt failed: %s", before.get("reason"))
         run.log.info("%s", console.shown(folder.path))
         run.log.info("%s", table(parameter_counts(backbone, config.method), config.method))
-        if data.test is not None:
-            data.test.tell_missing(run.log)
+        for line in data.test.foretell() if data.test else ():
+            run.log.warning("%s", line)
     if first and attempt > 1:
         commit = (origin.get("git") or {}).get("commit", "no commit")
         gpu = device_name(workplace.device) or "CPU"

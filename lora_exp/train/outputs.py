@@ -53,18 +53,17 @@ class TestSet:
     stop: list[str]
     """Where texts are cut off."""
 
-    def tell_missing(self, to: logging.LoggerAdapter[Any]) -> None:
-        """Say which metrics the result will be without."""
-        for metric, reason in check(self.kind).items():
-            to.warning("%s will be missing: %s", metric, reason)
+    def foretell(self) -> list[str]:
+        """What the result will be without, as lines for people."""
+        missing = check(self.kind).items()
+        return [f"{metric} will be missing: {reason}" for metric, reason in missing]
 
 
 def test_set(config: Config, sources: Sequence[Source], backbone: Backbone) -> TestSet:
     """The first `decoding.examples` of the sources, ready to be decoded.
 
     Raises:
-        UserError: for texts to be banned that are no tokens, or more new tokens than the model has
-            positions for.
+        UserError: for more new tokens than the model has positions for.
     """
     asked, tokenizer = config.decoding, backbone.tokenizer
     some = list(sources[: asked.examples])
@@ -81,11 +80,14 @@ def test_set(config: Config, sources: Sequence[Source], backbone: Backbone) -> T
             "%d, and decoding.max_new_tokens=%d.",
             *(long, len(prompts), room, backbone.longest, asked.max_new_tokens),
         )
-    ends = [prompts[0][-1]] if prompts else []
-    ends += [token for text in asked.stop if (token := _token(tokenizer, text)) is not None]
-    banned = {text: _token(tokenizer, text) for text in asked.banned}
-    if unknown := [text for text, token in banned.items() if token is None]:
-        raise UserError(f"decoding.banned: {unknown[0]!r} is not a single token of this model.")
+    ends = [prompts[0][-1], *_tokens(tokenizer, asked.stop)]
+    banned = _tokens(tokenizer, asked.banned)
+    if len(banned) < len(asked.banned):
+        log.warning(
+            "decoding.banned=%s: not all of them are single tokens of this model; others are "
+            "not banned.",
+            asked.banned,
+        )
     return TestSet(
         kind=config.task.corpus or "generation",
         sources=some,
@@ -98,7 +100,7 @@ def test_set(config: Config, sources: Sequence[Source], backbone: Backbone) -> T
             min_length=asked.min_length,
             max_new_tokens=asked.max_new_tokens,
             eos_ids=tuple(dict.fromkeys(ends)),
-            banned_ids=tuple(token for token in banned.values() if token is not None),
+            banned_ids=tuple(banned),
             sample=asked.sample,
             temperature=asked.temperature,
             top_k=asked.top_k,
@@ -109,10 +111,10 @@ def test_set(config: Config, sources: Sequence[Source], backbone: Backbone) -> T
     )
 
 
-def _token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The token that a text is; None if it is several."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return ids[0] if len(ids) == 1 else None
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Of the texts, those that are single tokens."""
+    encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    return [ids[0] for ids in encoded if len(ids) == 1]
 
 
 def write(run: Run, precision: str, stop: Interruption, bar: Progress) -> Scores | None:

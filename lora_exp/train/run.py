@@ -19,7 +19,7 @@ from lora_exp.lora import lora_layers
 from lora_exp.methods import method, parameter_counts, trained
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
-from lora_exp.runs.folder import RunFolder, State
+from lora_exp.runs.folder import RunFolder, State, merit
 from lora_exp.runs.lease import Fenced
 from lora_exp.train import checkpoint
 from lora_exp.train.batches import epoch_order
@@ -41,8 +41,6 @@ CHECKPOINT_SHARE = 0.05
 HEARTBEAT_SECONDS = 10.0
 LINE_SECONDS = 30.0
 """How often a line about the training loss is written for people."""
-LOWER_IS_BETTER = ("perplexity",)
-"""Of the metrics that decide the best epoch."""
 BEST = "best."
 """Before the names of the best parameters in a checkpoint."""
 
@@ -306,8 +304,7 @@ class Run:
         progress.last, progress.evaluated = metrics, progress.step
         if self.config.train.select == "best" and progress.best is not None:
             name = self.data.metrics[0]
-            gain = metrics[name] - progress.best["metrics"][name]
-            if (gain >= 0) if name in LOWER_IS_BETTER else (gain <= 0):
+            if merit(name, metrics[name]) <= merit(name, progress.best["metrics"][name]):
                 return False
         progress.best = {"step": progress.step, "epoch": self.epoch, "metrics": metrics}
         if self.data.test is not None and self.config.train.select == "best":

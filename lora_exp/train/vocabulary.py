@@ -74,7 +74,9 @@ class _CrossEntropy(torch.autograd.Function):
                     continue
                 # d loss / d logits = p - (1 - smoothing) * (the right one) - smoothing / vocabulary
                 of_logits = log_p.exp_().sub_(smoothing / vocabulary).div_(len(rows))
-                of_logits[torch.arange(len(some)), wanted] -= (1 - smoothing) / len(rows)
+                of_logits[torch.arange(len(some), device=rows.device), wanted] -= (
+                    1 - smoothing
+                ) / len(rows)
                 lower = of_logits.to(dtype)
                 if of_rows is not None:
                     of_rows[start : start + size] = lower @ matrix

@@ -264,6 +264,45 @@ def test_texts_are_those_of_the_exported_model(
     assert len(set(expected)) > 1
 
 
+def test_peft_opens_the_adapter(finished: tuple[Path, forked.Ended], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from lora_exp.exchange import export
+
+    folder = forked.folder_of(finished[0])
+    export(finished[0], folder.name, "merged", tmp_path / "merged")
+    name = RunFolder(folder).config.model.name_or_path
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(name), folder / "adapter"
+    )
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs.eval()(input_ids=ids).logits, ours(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+        )
+    about = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert about["task_type"] == "CAUSAL_LM"
+
+
+def test_each_group_has_scores_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_exp.tasks import Source
+    from lora_exp.tasks.scores import java, score
+    from lora_exp.train import outputs
+
+    texts = ["The doctor is near the river .", "A pilot waits in the old city ."]
+    sources = [Source("a", (texts[0],), "seen"), Source("b", ("Nothing of the kind .",), "unseen")]
+    test = outputs.TestSet("webnlg", sources, [[1], [2]], Decoding(), [])
+    monkeypatch.setattr(java, "lacking", lambda: "needs Java, which is not here")
+    scores = outputs._scores(test, texts)
+    assert scores.values["bleu_seen"] == pytest.approx(1.0)
+    assert scores.values["bleu_unseen"] == 0.0
+    whole = score("webnlg", texts, [source.references for source in sources])
+    assert scores.values["bleu"] == whole.values["bleu"]
+    assert {*scores.missing} == {"meteor", "meteor_seen", "meteor_unseen"}
+
+
 def kill(name: str, call: int, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     def patch() -> None:
         from lora_exp.train import outputs
@@ -389,7 +428,6 @@ def test_the_last_batch_may_be_left_out(writer: Path, data: Path, tmp_path: Path
         (["train.max_length=10"], "train.max_length=10: every example is cut"),
         (["train.drop_last=true", "train.batch_size=100"], "train.drop_last: the 80 training"),
         (["decoding.max_new_tokens=127"], "decoding.max_new_tokens=127: the model has positions"),
-        (["decoding.banned=[zz]"], "decoding.banned: 'zz' is not a single token"),
         (["decoding.sample=true"], "decoding.beam_size=2: decoding.sample=true draws one text"),
         (["decoding.top_p=2"], "decoding.top_p=2.0: must be at most 1."),
         (["model.head_dropout=0.1"], "a language model's head has no dropout"),
@@ -427,13 +465,18 @@ def test_long_sources_are_cut_to_leave_room(
     assert "1 of 2 sources of the test split are cut to 108 tokens" in caplog.text
 
 
-def test_a_text_ends_where_it_stops(writer: Path, data: Path, tmp_path: Path) -> None:
+def test_a_text_ends_where_it_stops(
+    writer: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    import logging
+
     from lora_exp.train import outputs
 
+    monkeypatch.setattr(logging.getLogger("lora_exp"), "propagate", True)
     backbone = models.load(ModelConfig(str(writer)), None)
     made = replace(
         config(writer, data, tmp_path),
-        decoding=DecodingConfig(stop=["\n\n", " food"], banned=["!"]),
+        decoding=DecodingConfig(stop=["\n\n", " food"], banned=["!", "zz"]),
     )
     test = outputs.test_set(made, [outputs.Source("Zizzi", ("x",))], backbone)
     tokenizer: Any = backbone.tokenizer
@@ -441,6 +484,7 @@ def test_a_text_ends_where_it_stops(writer: Path, data: Path, tmp_path: Path) ->
     assert test.options.eos_ids[0] == end
     assert encode("\n\n")[0] in test.options.eos_ids
     assert test.options.banned_ids == (encode("!")[0],)
+    assert "decoding.banned=['!', 'zz']: not all of them are single tokens" in caplog.text
 
     class Holder:
         pass
