@@ -238,6 +238,12 @@ class RunFolder:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
+    def texts(self) -> Iterator[dict[str, Any]]:
+        """What a language model wrote at the end: `source`, `output`, `references`, `group`."""
+        if self.texts_file.exists():
+            with self.texts_file.open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
+
     def metrics_size(self) -> int:
         """Length of metrics.jsonl in bytes, once all of it is safely on disk."""
         with self.metrics_file.open("a") as file:

@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from lora_exp.runs.config import Config
     from lora_exp.train.interruption import Interruption
 
-OUTPUTS = "test.jsonl"
-"""In the run's `generations/`: a line for each source, in the order of the data."""
 PART = "test.part.jsonl"
-"""What is there of it so far, in the order in which it is decoded."""
+"""Beside the run's file of texts, what there is of them so far, in the order of decoding."""
 
 log = logging.getLogger("lora_exp")
 
@@ -131,7 +129,7 @@ def write(run: Run, precision: str, stop: Interruption, bar: Progress) -> Scores
         return None
     began = time.perf_counter()
     if run.ranks.first:
-        run.folder.generations.mkdir(exist_ok=True)
+        run.folder.texts_file.parent.mkdir(exist_ok=True)
     with _ready(run, precision):
         outputs = _outputs(run, test, stop, bar)
     if outputs is None:
@@ -181,10 +179,11 @@ def _ready(run: Run, precision: str) -> Iterator[None]:
 
 def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list[str] | None:
     """A text for each source; None after a signal."""
-    whole, part = run.folder.generations / OUTPUTS, run.folder.generations / PART
+    whole = run.folder.texts_file
+    part = whole.with_name(PART)
     ranks, size = run.ranks, run.config.decoding.batch_size
     if ranks.any(ranks.first and whole.exists()):  # killed while it was measured
-        return [json.loads(line)["output"] for line in _whole_lines(whole)]
+        return [entry["output"] for entry in run.folder.texts()]
     # Prompts of like lengths side by side, the longest first: what does not fit fails at once.
     order = sorted(range(len(test.prompts)), key=lambda n: (-len(test.prompts[n]), n))
     lines = ranks.gather(_kept(run, order) if ranks.first else [])[0]
@@ -225,7 +224,7 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
 
 def _kept(run: Run, order: Sequence[int]) -> list[str]:
     """The lines of the batches that a former attempt has decoded as a whole; others are cut off."""
-    part = run.folder.generations / PART
+    part = run.folder.texts_file.with_name(PART)
     lines = _whole_lines(part) if part.exists() else []
     size = run.config.decoding.batch_size
     if len(lines) < len(order):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lora_exp.verbs.arguments import Outputs, Run
 
 OTHERS_SHOWN = 6
 """Most values of other runs that are shown for a key."""
+TEXTS_SHOWN = 3
+"""Texts of a language model that are shown."""
 
 
 def show(run: Run, outputs: Outputs = Path("outputs")) -> None:
@@ -26,6 +29,9 @@ def show(run: Run, outputs: Outputs = Path("outputs")) -> None:
     record = records.of(folder)
     origin = record.origin
     typer.echo(f"{folder.path}\n{record.state}: {_outcome(record)}")
+    for text in islice(folder.texts(), TEXTS_SHOWN):
+        typer.echo(f"\nsource: {text['source']}\noutput: {text['output']}")
+        typer.echo("\n".join(f"reference: {one}" for one in text["references"][:TEXTS_SHOWN]))
     for grid in record.grids:
         names = {*records.grid_records[grid.name]["runs"]} - {record.name}
         others = [one for one in records.runs if one.name in names]
@@ -51,6 +57,7 @@ def _outcome(record: RunRecord) -> str:
         "training time": f"{result['train_seconds']:.1f} s",
         "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
     }
+    rest |= {f"no {metric}": reason for metric, reason in result.get("missing", {}).items()}
     return told + "".join(f"\n{name}: {value}" for name, value in rest.items())
 
 

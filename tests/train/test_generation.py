@@ -232,6 +232,57 @@ def test_texts_and_scores(finished: tuple[Path, forked.Ended], data: Path) -> No
     assert scores["bleu"] == result["metrics"]["bleu"]
 
 
+def test_texts_are_shown(finished: tuple[Path, forked.Ended]) -> None:
+    outputs, _ = finished
+    shown = forked.run("show", forked.folder_of(outputs).name, "--outputs", str(outputs))
+    assert shown.status == 0, shown.output
+    first = written(outputs)[0]
+    assert f"source: {first['source']}\noutput: {first['output']}\nreference: " in shown.output
+    assert "no meteor: needs Java" in shown.output
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "adapter"])
+def test_greedy_texts_are_the_best_tokens_of_the_model_as_it_is_trained(
+    method: str, writer: Path, data: Path, tmp_path: Path
+) -> None:
+    """The cache and transformers' own attention against flat batches."""
+    from lora_exp.train import outputs
+    from lora_exp.train.batches import Batch
+    from lora_exp.train.forward import Piece, forward
+    from lora_exp.train.run import Run
+
+    made = config(writer, data, tmp_path, method=method, decoding=DecodingConfig(examples=4))
+    backbone, prepared = Workplace(torch.device("cpu")).prepare(made)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    run = Run(made, RunFolder(tmp_path), backbone, prepared, [], 1)
+    prompts = prepared.test.prompts if prepared.test is not None else []
+    with outputs._ready(run, "fp32"):
+        options = Decoding(beam_size=1, no_repeat_ngram=0, max_new_tokens=9, eos_ids=(0,))
+        texts = decode(backbone.model, prompts, options)
+    whole = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+    ends = torch.tensor([len(one) for one in whole]).cumsum(0)
+    reads = [
+        place
+        for end, text in zip(ends.tolist(), texts, strict=True)
+        for place in range(end - len(text) - 1, end - 1)
+    ]
+    batch = Batch(
+        input_ids=torch.tensor([token for one in whole for token in one]),
+        token_types=None,
+        lengths=[len(one) for one in whole],
+        labels=torch.tensor([token for text in texts for token in text]),
+        reads=torch.tensor(reads),
+    )
+    backbone.model.eval()
+    with torch.no_grad(), forward([Piece(backbone, batch)], "fp32") as (hidden,):
+        head: Any = backbone.model.get_output_embeddings()
+        assert head(hidden).argmax(-1).equal(batch.labels)
+
+
 def test_texts_are_those_of_the_exported_model(
     finished: tuple[Path, forked.Ended], tmp_path: Path
 ) -> None:
