@@ -58,6 +58,7 @@ class RunFolder:
     metrics.jsonl  one JSON object a line: step, epoch, split, values           appended
     result.json    the result; its presence means done                          once
     adapter/       every trained tensor, in the form that PEFT opens            at each new best
+    predictions/   what a classifier said of the first validation split         at each new best
     checkpoint/    all that an exact resume needs                               periodically
     generations/   what a language model wrote for the test split               at the end
     log.txt        the log                                                      appended
@@ -70,7 +71,8 @@ class RunFolder:
         self.name = path.name
         self.adapter = path / "adapter"
         self.checkpoint = path / "checkpoint"
-        self.generations = path / "generations"
+        self.texts_file = path / "generations" / "test.jsonl"
+        self.predictions = path / "predictions"
         self.metrics_file = path / "metrics.jsonl"
         self.log = path / "log.txt"
         self._cancel = path / "cancel"
