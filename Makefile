@@ -20,7 +20,7 @@ demo: .venv/.demo ## one LoRA run from start to end, on this machine, offline
 	$(OFFLINE) $(VENV) -m lora_exp
 
 test: .venv/.dev ## the tests
-	$(VENV) -m pytest
+	$(VENV) -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev ## ruff (rules and format) and pyright
 	$(VENV) -m ruff check .

@@ -94,10 +94,10 @@ GRIDS = {
     "task=mnlx,agreement": "task=mnlx: Did you mean mnli?\n  at task=mnlx",
     "task=classification,agreement": "task.text=[]: name one or two columns of text.",
     "model.name_or_path=./nowhere seed=1,2": "./nowhere: there is no such folder.",
-    "device=cpu,cuda seed=1,2": "device=cpu,cuda: one grid trains on one kind of device.",
+    "device=cpu,cuda seed=1,2": "device=cpu,cuda: one grid has one kind of device.",
     "pack.size=0,1": "pack.size=0: must be greater than 0.\n  at pack.size=0",
     "hydra/launcher=loca seed=1,2": "hydra/launcher=loca: Did you mean local?",
-    "hydra/launcher=zzz seed=1,2": "hydra/launcher=zzz: There are choices: basic, local.",
+    "hydra/launcher=zzz seed=1,2": "hydra/launcher=zzz: There are choices: basic, local, slurm",
 }
 
 
@@ -120,7 +120,7 @@ def test_advice_is_given_once_for_a_grid(tiny: Path, tmp_path: Path) -> None:
     ended = forked.run(
         "-m",
         "experiment=roberta_base/rte",
-        "method=full",
+        "method=bitfit",
         f"model.name_or_path={tiny}",
         f"outputs={tmp_path}",
         "task.data_dir=nowhere",
@@ -171,7 +171,7 @@ def test_a_traceback_comes_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_learning_rate_of_another_method_is_pointed_out(tiny: Path, tmp_path: Path) -> None:
     arguments = [
         "experiment=roberta_base/rte",
-        "method=full",
+        "method=bitfit",
         f"model.name_or_path={tiny}",
         f"outputs={tmp_path}",
         "task.data_dir=nowhere",
@@ -179,6 +179,7 @@ def test_a_learning_rate_of_another_method_is_pointed_out(tiny: Path, tmp_path: 
     warning = "The learning rate 0.0005 is that of the experiment's own method"
     assert warning in forked.run(*arguments).output
     assert warning not in forked.run(*arguments, "train.lr=1e-5").output
+    assert warning not in forked.run(*arguments, "method=full").output, "it has its own recipe"
 
 
 def test_verbs(tiny: Path, tmp_path: Path) -> None:
