@@ -122,7 +122,7 @@ def write(run: Run, precision: str, stop: Interruption, bar: Progress) -> Scores
 
     Returns:
         The scores, also of each group of sources (`bleu_unseen`); None if the run has no test
-        split, or a signal came meanwhile.
+        split, or was asked to leave meanwhile.
     """
     test = run.data.test
     if test is None:
@@ -178,7 +178,7 @@ def _ready(run: Run, precision: str) -> Iterator[None]:
 
 
 def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list[str] | None:
-    """A text for each source; None after a signal."""
+    """A text for each source; None after a signal, or if somebody asks for the run's end."""
     whole = run.folder.texts_file
     part = whole.with_name(PART)
     ranks, size = run.ranks, run.config.decoding.batch_size
@@ -190,7 +190,7 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
     task = bar.add_task("generating", total=len(order), completed=len(lines), note="")
     try:
         while len(lines) < len(order):
-            if ranks.any(stop.requested is not None):
+            if ranks.any(stop.requested is not None or run.cancelled):
                 return None
             start = len(lines) + ranks.rank * size
             batch = order[start : start + size]

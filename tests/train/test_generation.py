@@ -428,6 +428,27 @@ def test_a_signal_while_decoding_preempts(
     assert written(tmp_path) == written(finished[0])
 
 
+def test_a_run_can_be_cancelled_while_it_decodes(writer: Path, data: Path, tmp_path: Path) -> None:
+    def cancel() -> None:
+        from lora_exp.train import outputs, run
+
+        run.HEARTBEAT_SECONDS = 0.0
+        original = outputs.decode
+
+        def decoded(*arguments: Any, **keywords: Any) -> Any:
+            RunFolder(forked.folder_of(tmp_path)).request_cancel()
+            return original(*arguments, **keywords)
+
+        outputs.decode = decoded
+
+    ended = forked.run(*command(writer, data, tmp_path), before=cancel)
+    assert ended.status == 1
+    folder = RunFolder(forked.folder_of(tmp_path))
+    assert folder.status["state"] == "cancelled"
+    part = folder.path / "generations" / "test.part.jsonl"
+    assert len(part.read_text().splitlines()) == 5
+
+
 def test_two_processes_write_as_one(writer: Path, data: Path, tmp_path: Path) -> None:
     more = ["model.dropout=0", "lora.dropout=0", "device=cpu", "train.log_every=1"]
     one, two = (command(writer, data, tmp_path / name, *more) for name in ("one", "two"))
