@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lora_exp.runs.predictions import Predictions
 from lora_exp.tasks.metrics import measure
 from lora_exp.train.encoding import Encoded
 from lora_exp.train.forward import Piece, forward
@@ -77,6 +78,9 @@ def _labels(
     loss = run.plain_loss(outputs, labels).item()
     if not math.isfinite(loss):
         raise run.diverged(f"the loss on {split} is {loss}")
+    if split == next(iter(run.data.validation)):
+        step = run.progress.step
+        run.said = Predictions(split, step, labels.tolist(), predictions.tolist())
     return {"loss": loss} | values
 
 

@@ -86,6 +86,7 @@ def evaluate_due(pack: Pack, stop: Interruption, bar: Progress) -> None:
             if (metrics := evaluate(run, pack.precision, stop, bar)) is not None:
                 if run.note(metrics):
                     best.append(run)
+                    run.write_predictions()  # no checkpoint has them: one newer does no harm
                 report(run, metrics, run in best)
     pack.save()
     for run in best:

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from lora_exp.lora import lora_layers
 from lora_exp.methods import method, parameter_counts, trained
-from lora_exp.runs import files
+from lora_exp.runs import files, predictions
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder, State, merit
 from lora_exp.runs.lease import Fenced
+from lora_exp.runs.predictions import Predictions
 from lora_exp.train import checkpoint
 from lora_exp.train.batches import epoch_order
 from lora_exp.train.device import peak_memory
@@ -141,6 +142,7 @@ class Run:
         self.optimiser = Optimiser(trained(self.model), train, scheduled, ratio)
         self.progress = Progress(micro_batch_size=train.micro_batch_size)
         self.best: dict[str, Tensor] | None = None  # parameters to write with, on the CPU
+        self.said: Predictions | None = None  # of the last evaluation of a classifier
         self._tokens = 0  # of the update that is being made
         self._unread: list[Tensor] = []  # losses that are still on the device
         self._norm = torch.zeros(())  # of the last update's gradient
@@ -337,6 +339,12 @@ class Run:
         self.folder.adapter.mkdir(exist_ok=True)
         for file, content in method(self.config.method).files(self.backbone, self.config).items():
             files.write(self.folder.adapter / file, content)
+
+    def write_predictions(self) -> None:
+        """Keep what the last evaluation said of each example."""
+        if self.ranks.first and self.said is not None:
+            self.folder.fence()
+            predictions.write(self.folder.predictions, self.said)
 
     def heartbeat(self, *, now: bool = False) -> None:
         """Say in the status that the run is alive, every few seconds, and see whether it may go on.

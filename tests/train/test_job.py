@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_exp.errors import UserError
+from lora_exp.runs import predictions
 from lora_exp.runs.folder import RunFolder
 
 
@@ -39,6 +40,7 @@ def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
         "config.yaml",
         "log.txt",
         "metrics.jsonl",
+        "predictions",
         "result.json",
         "run.json",
         "status.json",
@@ -62,6 +64,10 @@ def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
     assert done["trainable_parameters"] == 2_048 + 66
     assert done["best_step"] in (3, 6)
     assert set(done["metrics"]) == {"loss", "accuracy", "matthews_correlation"}
+    said = predictions.read(folder.predictions)["validation"]
+    assert said.step == done["best_step"]
+    right = [one == label for one, label in zip(said.predictions, said.labels, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(done["metrics"]["accuracy"])
     assert "trained parameters by part" in folder.log.read_text()
 
 

@@ -44,6 +44,7 @@ def outcome(outputs: Path) -> dict[str, Any]:
         "best": result["best_epoch"],
         "lines": lines,
         "adapter": {file.name: file.read_bytes() for file in (folder / "adapter").iterdir()},
+        "predictions": (folder / "predictions" / "validation.json.gz").read_bytes(),
         "files": sorted(file.name for file in folder.rglob("*") if file.is_file()),
     }
 
