@@ -85,6 +85,8 @@ def test_the_launcher_is_found(installed, tmp_path):
         ["status", "--help"],
         ["show", "--help"],
         ["logs", "--help"],
+        ["report", "--help"],
+        ["compare", "--help"],
         ["export", "--help"],
         ["import", "--help"],
     ],

@@ -87,9 +87,12 @@ class Group:
     @cached_property
     def main_metric(self) -> str | None:
         """What tables tell of it: BLEU of text, else what decides the best epoch."""
+        return "bleu" if "bleu" in self.metrics else self.selecting
+
+    @property
+    def selecting(self) -> str | None:
+        """What decides the best epoch."""
         names = [name for name in self.metrics if name != "loss"]
-        if "bleu" in names:
-            return "bleu"
         configured = self.value_of("task.metrics")
         return names[0] if names else configured[0] if configured else None
 

@@ -93,6 +93,15 @@ def studies() -> dict[str, Study]:
     }
 
 
+def check(name: str) -> None:
+    """
+    Raises:
+        UserError: if there is no such study.
+    """
+    if name not in studies():
+        raise UserError(f"--study {name}: {nearest(name, studies(), kind='studies')}")
+
+
 def _table(values: dict[str, Any]) -> Published:
     columns = {name: Column(**column) for name, column in values["columns"].items()}
     rows = [
@@ -109,14 +118,8 @@ def study_tables(name: str, runs: Sequence[RunRecord]) -> list[Table]:
     Args:
         name: of the study.
         runs: ours, whatever they are of; those that a row means are found among them.
-
-    Raises:
-        UserError: if there is no such study.
     """
-    known = studies()
-    if name not in known:
-        raise UserError(f"--study {name}: {nearest(name, known, kind='studies')}")
-    study = known[name]
+    study = studies()[name]
     return [_Layout(name, study.models, published, runs).table() for published in study.tables]
 
 

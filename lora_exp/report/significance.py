@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
 LEVEL = 0.05
 """Below it a difference is called significant."""
 RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
+DRAWN = 4_000_000
+"""Most numbers of a draw at a time, for memory."""
 
 
 def paired_t(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float | None:
@@ -68,14 +70,14 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def bootstrap(
-    measure: Callable[[np.ndarray], np.ndarray], examples: int
+    measure: Callable[[NDArray], NDArray], counts: Sequence[int]
 ) -> tuple[float, float, float]:
     """Paired bootstrap over examples: percentile interval and p of a difference.
 
     Args:
-        measure: from examples drawn with replacement, int [resamples, examples], to the difference
-            of the two in each, [resamples].
-        examples: how many there are.
+        measure: from how often each kind of example is drawn, [resamples, kinds], to the
+            difference of the two runs in each resample, [resamples].
+        counts: how many examples of each kind there are.
 
     Returns:
         The 2.5th and the 97.5th percentile, and p: twice the smaller share of resamples on either
@@ -84,12 +86,15 @@ def bootstrap(
     import numpy as np
 
     generator = np.random.default_rng(BOOTSTRAP_SEED)
-    rows = max(1, 4_000_000 // examples)  # at a time, for memory
-    found = [
-        measure(generator.integers(0, examples, (min(rows, RESAMPLES - start), examples)))
-        for start in range(0, RESAMPLES, rows)
-    ]
-    differences = np.concatenate(found)
+    total = sum(counts)
+    shares = np.asarray(counts) / total
+    at_once = max(1, DRAWN // len(counts))
+    differences = np.concatenate(
+        [
+            measure(generator.multinomial(total, shares, min(at_once, RESAMPLES - start)))
+            for start in range(0, RESAMPLES, at_once)
+        ]
+    )
     low, high = np.percentile(differences, (2.5, 97.5))
     beyond = min(np.mean(differences <= 0), np.mean(differences >= 0))
     return float(low), float(high), min(1.0, 2 * max(float(beyond), 1 / RESAMPLES))

@@ -18,6 +18,10 @@ DRAWN = 300
 MINUS = "\u2212"
 JOINED = "\u00a0"
 """A blank at which no line is broken."""
+WIDE = 1000
+"""Columns of a line where no terminal has to show it."""
+GAP = 3
+"""Blanks between two columns."""
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -70,36 +74,89 @@ class Table:
     """The rows behind which there is a line."""
 
 
+def terminal() -> Console:
+    """The standard output; where it is no terminal, each row is one line."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
 def draw(table: Table, console: Console) -> None:
     """Write it to a terminal, or plainly if it is very long."""
     from rich import box
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    def shown(text: str) -> str:
-        return text if console.is_terminal else text.replace(JOINED, " ")  # as grep expects it
-
     console.print(Text(table.title, style="bold"))
     if len(table.rows) > DRAWN:
-        from lora_exp.text import columns
+        from lora_exp.text import columns as plain
 
-        rows = [[shown(_marked(cell)) for cell in row] for row in table.rows]
-        console.out(columns(table.header, rows), highlight=False)
+        rows = [[_marked(cell) for cell in row] for row in table.rows]
+        console.out(plain(table.header, rows), highlight=False)
     else:
-        drawn = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for number, name in enumerate(table.header):
-            side = "left" if number < table.labels else "right"
-            drawn.add_column(Text(name), justify=side, overflow="fold")
-        for number, row in enumerate(table.rows):
-            cells = [Text(shown(cell.text), style="bold" if cell.bold else "") for cell in row]
-            drawn.add_row(*cells, end_section=number in table.blocks)
-        console.print(drawn)
+        least, most = _widths(table, "[ \n]"), _widths(table, "\n")
+        least = [min(width, console.width // 2) for width in least]
+        for columns in _parts(least, table.labels, console.width):
+            drawn = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            spare = console.width - sum(least[n] + GAP for n in columns) + GAP
+            for number in columns:
+                side = "left" if number < table.labels else "right"
+                more = max(0, min(most[number] - least[number], spare))
+                spare -= more
+                name, width = Text(table.header[number]), least[number] + more
+                drawn.add_column(name, justify=side, overflow="fold", width=width)
+            for number, row in enumerate(table.rows):
+                texts = [
+                    Text(_broken(row[n].text, column.width), style="bold" if row[n].bold else "")
+                    for n, column in zip(columns, drawn.columns, strict=True)
+                ]
+                drawn.add_row(*texts, end_section=number in table.blocks)
+            console.print(drawn)
     for note in table.notes:
         console.print(Text(note, style="dim"))
 
 
+def _widths(table: Table, breaks: str) -> list[int]:
+    """Of each column, the longest text between breaks, a regular expression."""
+    columns = zip(table.header, *([cell.text for cell in row] for row in table.rows), strict=True)
+    return [
+        max(len(part) for text in texts for part in re.split(breaks, text)) for texts in columns
+    ]
+
+
+def _parts(widths: Sequence[int], labels: int, room: int) -> list[list[int]]:
+    """The columns that have room beside each other; those that say what a row is come first in
+    each part."""
+    always = list(range(labels))
+    parts = [always[:]]
+    for number in range(labels, len(widths)):
+        part = [*parts[-1], number]
+        if len(part) > labels + 1 and sum(widths[n] + GAP for n in part) - GAP > room:
+            parts.append(always[:])
+        parts[-1].append(number)
+    return parts
+
+
 def _marked(cell: Cell) -> str:
-    return f"*{cell.text}*" if cell.bold else cell.text
+    text = cell.text.replace(JOINED, " ")
+    return f"*{text}*" if cell.bold else text
+
+
+def _broken(text: str, width: int | None) -> str:
+    """Text in lines, where rich would break it at joined blanks as well."""
+    lines = []
+    for line in text.split("\n"):
+        lines.append("")
+        for word in line.split(" "):
+            longer = f"{lines[-1]} {word}" if lines[-1] else word
+            if lines[-1] and width is not None and len(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return "\n".join(lines).replace(JOINED, " ")
 
 
 def markdown(tables: Sequence[Table]) -> str:

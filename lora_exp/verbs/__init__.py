@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from lora_exp.verbs import adapters, cancel, clean, logs, report, rerun, retry, show, status
+from lora_exp.verbs import (
+    adapters,
+    cancel,
+    clean,
+    compare,
+    logs,
+    report,
+    rerun,
+    retry,
+    show,
+    status,
+)
 
 app = typer.Typer(
     name="lora_exp",
@@ -17,6 +28,7 @@ app.command()(status.status)
 app.command()(show.show)
 app.command()(logs.logs)
 app.command()(report.report)
+app.command()(compare.compare)
 app.command()(cancel.cancel)
 app.command()(retry.retry)
 app.command()(rerun.rerun)

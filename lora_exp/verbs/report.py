@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +27,6 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "latex": table.latex,
     "json": table.as_json,
 }
-WIDE = 1000
-"""Columns of a line where no terminal has to show it."""
 
 
 def report(
@@ -61,16 +60,20 @@ def report(
     for kind, file in targets.items():
         if str(file) != "-" and not file.absolute().parent.is_dir():
             raise UserError(f"--{kind} {file}: there is no folder {file.absolute().parent}.")
-    if study is not None and study not in published.studies():
-        published.study_tables(study, [])  # which says what there is
-    chosen = _chosen(filters or (), study, outputs)
     if study is not None:
-        tables = published.study_tables(study, chosen)
-    else:
-        pivot = Pivot(grouped(chosen), *asked, metrics=metric.split(",") if metric else ())
-        tables = [pivot.table(), *_studies(chosen)]
-    if chosen:
-        tables[0].notes.extend(standing(chosen))
+        published.check(study)
+    gc.disable()  # all that is read stays to the end; to look for garbage in it takes its time
+    try:
+        chosen = _chosen(filters or (), study, outputs)
+        if study is not None:
+            tables = published.study_tables(study, chosen)
+        else:
+            pivot = Pivot(grouped(chosen), *asked, metrics=metric.split(",") if metric else ())
+            tables = [pivot.table(), *_studies(chosen)]
+        if chosen:
+            tables[0].notes.extend(standing(chosen))
+    finally:
+        gc.enable()
     _write(tables, targets)
 
 
@@ -121,11 +124,7 @@ def _write(tables: Sequence[Table], targets: dict[str, Path]) -> None:
             raise UserError(f"--{kind} {file}: cannot be written ({error.strerror}).") from error
         typer.echo(f"{file}: written.", err=True)
     if not targets:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = WIDE
+        console = table.terminal()
         for number, one in enumerate(tables):
             if number:
                 console.print()

@@ -53,12 +53,12 @@ def test_bootstrap_finds_a_difference_of_means_and_no_other() -> None:
     gains = generator.normal(0.3, 1.0, 400)
 
     def measure(drawn: np.ndarray) -> np.ndarray:
-        return gains[drawn].mean(1)
+        return drawn @ gains / len(gains)
 
-    low, high, p = bootstrap(measure, len(gains))
+    low, high, p = bootstrap(measure, [1] * len(gains))
     error = gains.std() / 20
     assert low == pytest.approx(gains.mean() - 1.96 * error, abs=0.02)
     assert high == pytest.approx(gains.mean() + 1.96 * error, abs=0.02)
     assert p < 0.01
     gains -= gains.mean()
-    assert bootstrap(measure, len(gains))[2] > 0.5
+    assert bootstrap(measure, [1] * len(gains))[2] > 0.5
