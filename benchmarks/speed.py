@@ -241,7 +241,7 @@ def report(rows: list[Row], gpu: str | None, seconds: float) -> str:
     packages = ("torch", "transformers", "peft", "loralib")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     package = HERE.parent / "lora_exp" / "__init__.py"
-    git = git_state(package) or {"commit": "no commit", "dirty": False}
+    git, _ = git_state(package) or ({"commit": "no commit", "dirty": False}, "")
     code = git["commit"][:12] + (" with uncommitted changes" if git["dirty"] else "")
     lines = [
         f"# {gpu or cpu_name()}",

@@ -90,7 +90,7 @@ def _run_or_compose() -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from lora_exp.explain import explained
-    from lora_exp.runs.config import schema
+    from lora_exp.runs.values import schema
 
     os.environ[FULL_ERROR] = "1"  # let Hydra raise its errors, to be told in our words
     ConfigStore.instance().store(name="schema", node=schema())
@@ -111,7 +111,7 @@ def _job(values: object) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from lora_exp.runs.config import check
+    from lora_exp.runs.checks import check
     from lora_exp.runs.folder import main_metric
 
     hydra_config = HydraConfig.get()
@@ -151,7 +151,7 @@ def config_of(values: object) -> Config:
         UserError: for what the schema does not allow.
     """
     from lora_exp.explain import explained
-    from lora_exp.runs.config import from_mapping
+    from lora_exp.runs.values import from_mapping
 
     with explained(CONF, VERBS):
         return from_mapping(values)

@@ -14,9 +14,10 @@ import pytest
 
 from lora_exp import cli
 from lora_exp.runs import files
-from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig, from_mapping
+from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.signature import slug
+from lora_exp.runs.values import from_mapping
 
 RESULT = {
     "metrics": {"loss": 0.4, "accuracy": 0.8},

@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.cli import CONF
 from lora_exp.runs import config as module
-from lora_exp.runs.config import Config, check, from_mapping, schema
+from lora_exp.runs.checks import check
+from lora_exp.runs.config import Config
+from lora_exp.runs.values import from_mapping, schema
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT.parent / "shared" / "reference" / "recipes.yaml"

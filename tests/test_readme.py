@@ -27,7 +27,8 @@ def test_commands_compose(command: list[str], tmp_path: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from lora_exp.runs.config import check, from_mapping
+    from lora_exp.runs.checks import check
+    from lora_exp.runs.values import from_mapping
 
     GlobalHydra.instance().clear()
     given = [word for word in command if word not in ("-m", "--cfg", "job", "plan")]

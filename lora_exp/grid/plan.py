@@ -16,7 +16,8 @@ from lora_exp.grid.packs import pack_key
 from lora_exp.grid.record import Grid
 from lora_exp.grid.stages import Later
 from lora_exp.init_from import is_from_best
-from lora_exp.runs.config import Config, check
+from lora_exp.runs.checks import check
+from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy, is_held
 from lora_exp.runs.provenance import PATCH, provenance

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.init_from import fits, selector_of
-from lora_exp.runs.config import Config, from_mapping
+from lora_exp.runs.config import Config
 from lora_exp.runs.records import Records, RunRecord
+from lora_exp.runs.values import from_mapping
 
 if TYPE_CHECKING:
     from lora_exp.grid.plan import PlannedRun

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from lora_exp.errors import UserError
 from lora_exp.runs import files
-from lora_exp.runs.config import Config, from_yaml, to_yaml
+from lora_exp.runs.config import Config
 from lora_exp.runs.lease import Lease, Owner, RunBusy, hold
+from lora_exp.runs.values import from_yaml, to_yaml
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of a run's `adapter/`."""

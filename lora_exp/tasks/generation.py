@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.errors import UserError, nearest
-from lora_exp.runs.config import TaskConfig, placeholders
+from lora_exp.runs.checks import placeholders
+from lora_exp.runs.config import TaskConfig
 from lora_exp.tasks import files, meanings, tables
 from lora_exp.tasks.data import GenerationData, Pair, Source
 from lora_exp.tasks.meanings import Meaning

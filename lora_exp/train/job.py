@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
-from lora_exp.runs.config import Config, with_absolute_paths
+from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import Fenced
 from lora_exp.runs.provenance import provenance
 from lora_exp.runs.signature import group, signature
 from lora_exp.runs.store import folder_of
+from lora_exp.runs.values import with_absolute_paths
 
 if TYPE_CHECKING:
     from lora_exp.models import Backbone

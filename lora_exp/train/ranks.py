@@ -18,7 +18,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lora_exp.errors import RunFailed, UserError
-from lora_exp.runs.config import Config, from_mapping, to_yaml
+from lora_exp.runs.config import Config
+from lora_exp.runs.values import from_mapping, to_yaml
 from lora_exp.train.interruption import SIGNALS
 
 PATIENCE_SECONDS = 30.0

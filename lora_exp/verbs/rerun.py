@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from lora_exp.errors import UserError
-from lora_exp.runs.config import CONF, Config, check, from_mapping
+from lora_exp.runs.checks import check
+from lora_exp.runs.config import CONF, Config
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.store import find_run
+from lora_exp.runs.values import from_mapping
 from lora_exp.verbs.arguments import Outputs, Run
 
 PACKAGE = Path(__file__).parents[1]

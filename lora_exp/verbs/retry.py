@@ -15,10 +15,11 @@ import typer
 
 from lora_exp.errors import RunFailed, UserError
 from lora_exp.grid.record import Grid
-from lora_exp.runs.config import CONF, Config, schema
+from lora_exp.runs.config import CONF, Config
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import LOST, Records, RunRecord
+from lora_exp.runs.values import schema
 from lora_exp.text import count
 from lora_exp.verbs.arguments import Filter, Outputs
 from lora_exp.verbs.choice import required

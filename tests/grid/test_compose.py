@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.lora_exp_launch.compose import Composer
 from lora_exp import cli
 from lora_exp.errors import UserError
-from lora_exp.runs.config import schema
+from lora_exp.runs.values import schema
 
 POINTS = [
     "lora.r=4 seed=2",

@@ -20,8 +20,9 @@ from lora_exp.grid.record import Grid
 from lora_exp.grid.slurm import SlurmSettings
 from lora_exp.grid.submission import Shape, Submission, shapes
 from lora_exp.grid.task import Task
-from lora_exp.runs.config import Config, from_mapping
+from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.values import from_mapping
 
 SBATCH = """#!/bin/sh
 cat "$1" >> "$SAID/scripts"

@@ -10,7 +10,9 @@ from hydra.core.config_store import ConfigStore
 
 from lora_exp.cli import CONF
 from lora_exp.errors import UserError
-from lora_exp.runs.config import PlacementConfig, check, from_mapping, schema
+from lora_exp.runs.checks import check
+from lora_exp.runs.config import PlacementConfig
+from lora_exp.runs.values import from_mapping, schema
 
 
 @pytest.fixture(scope="module", autouse=True)

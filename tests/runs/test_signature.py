@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lora_exp.runs import signature as module
-from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig, from_mapping
+from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.runs.signature import group, signature, slug
+from lora_exp.runs.values import from_mapping
 
 PRINTS = {"data": "files:1", "backbone": "files:2"}
 
@@ -161,7 +162,7 @@ def test_slugs_are_readable_and_safe_in_paths() -> None:
 def test_the_written_config_is_the_run(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from lora_exp.runs.config import to_yaml
+    from lora_exp.runs.values import to_yaml
 
     made = config(lora__r=4, tracker__tags=["a: b", "c#"])
     made.lora.placement.rank_pattern = {"layer.[0-3].**.{query,value}": 2, "c_attn:query": 0}

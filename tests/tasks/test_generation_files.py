@@ -14,7 +14,8 @@ import pytest
 
 from lora_exp import tasks
 from lora_exp.errors import UserError
-from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig, check, placeholders
+from lora_exp.runs.checks import check, placeholders
+from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.tasks.data import GenerationData, Pair, Source
 from lora_exp.tasks.generation import fingerprint
 

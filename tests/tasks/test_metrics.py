@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lora_exp.errors import UserError
-from lora_exp.runs.config import METRICS
+from lora_exp.runs.checks import METRICS
 from lora_exp.tasks import Examples, TaskData
 from lora_exp.tasks.metrics import choose_metrics, default_metrics, measure
 
