@@ -22,6 +22,7 @@ WIDE = 1000
 """Columns of a line where no terminal has to show it."""
 GAP = 3
 """Blanks between two columns."""
+PREAMBLE = r"\usepackage{booktabs} \usepackage{graphicx} \usepackage[T1]{fontenc}"
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -181,8 +182,8 @@ def _markdown(table: Table) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    r"""Tables for a document with `\usepackage{booktabs}` and `\usepackage[T1]{fontenc}`."""
-    return "% \\usepackage{booktabs} \\usepackage[T1]{fontenc}\n" + "\n".join(map(_latex, tables))
+    """Tables for a document with `PREAMBLE`; none is wider than a line."""
+    return f"% {PREAMBLE}\n" + "\n".join(map(_latex, tables))
 
 
 def _latex(table: Table) -> str:
@@ -194,6 +195,7 @@ def _latex(table: Table) -> str:
         r"\begin{table}",
         r"\centering\small",
         rf"\caption{{{in_latex(table.title)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{sides}}}",
         r"\toprule",
         line([*map(in_latex, table.header)]),
@@ -205,7 +207,7 @@ def _latex(table: Table) -> str:
         if number in table.blocks and number + 1 < len(table.rows):
             lines.append(r"\midrule")
     notes = r" \\ ".join(map(in_latex, table.notes))
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     if notes:
         lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}")
     return "\n".join([*lines, r"\end{table}"]) + "\n"

@@ -183,13 +183,14 @@ def test_latex_compiles(store: Store, capsys: Capture, tmp_path: Path) -> None:
     fill(store, HIGH, "b", task__name="[b]")
     text = store.say(capsys, "report", "--latex", "-")[1]
     document = tmp_path / "t.tex"
+    preamble = text.splitlines()[0].removeprefix("% ")
     document.write_text(
-        r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}"
-        rf"\begin{{document}}{text}\end{{document}}"
+        rf"\documentclass{{article}}{preamble}\begin{{document}}{text}\end{{document}}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", document.name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 def test_a_very_long_table_is_plain(store: Store, capsys: Capture, monkeypatch) -> None:
