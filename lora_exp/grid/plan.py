@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lora_exp.errors import UserError
 from lora_exp.grid import snapshot
 from lora_exp.grid.packs import pack_key
-from lora_exp.grid.record import Grid
+from lora_exp.grid.record import Grid, check_name
 from lora_exp.grid.stages import Later
 from lora_exp.init_from import is_from_best
 from lora_exp.runs.checks import check
@@ -147,6 +147,7 @@ def make(points: Sequence[Point], *, several_devices: bool = False) -> Plan:
         try:
             configs[number] = config = point.config()
             check(config)
+            check_name(config.grid)
             if not several_devices:
                 _check_processes(config)
         except UserError as error:
@@ -244,7 +245,7 @@ def _before(folder: RunFolder) -> str:
 
 def distinguishing(points: Sequence[Sequence[str]]) -> list[str]:
     """What tells each point from the others: its overrides without those that all of them have."""
-    shared = set.intersection(*map(set, points)) if len(points) > 1 else set()
+    shared = set.intersection(*map(set, points)) if points else set()
     return [" ".join(override for override in point if override not in shared) for point in points]
 
 

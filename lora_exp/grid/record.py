@@ -54,10 +54,9 @@ class Grid:
             more: for the record: command, snapshot, `later`, what waits for runs.
 
         Raises:
-            UserError: for a name that no folder can have.
+            UserError: for a name that it cannot have.
         """
-        if name is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-            raise UserError(f"grid={name}: a name has letters, digits, and - _ . between them.")
+        check_name(name)
         grids = outputs / "grids"
         grids.mkdir(parents=True, exist_ok=True)
         grid = cls(grids / (name or _unused(grids)))
@@ -96,8 +95,11 @@ class Grid:
 
     @property
     def record(self) -> dict[str, Any]:
-        """`grid.json`."""
-        return files.read_json(self.path / "grid.json") or {}
+        """`grid.json`, empty where it is missing or damaged."""
+        try:
+            return files.read_json(self.path / "grid.json") or {}
+        except ValueError:
+            return {}
 
     @property
     def runs(self) -> list[RunFolder]:
@@ -127,12 +129,22 @@ class Grid:
             os.fsync(file.fileno())
 
 
+def check_name(name: str | None) -> None:
+    """See whether a grid can have this name.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    if name is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise UserError(f"grid={name}: a name is made of letters, digits, and - _ .")
+
+
 def all_grids(outputs: Path) -> list[Grid]:
     """Every grid, by name."""
     folder = outputs / "grids"
     if not folder.is_dir():
         return []
-    return [Grid(path) for path in sorted(folder.iterdir()) if (path / "grid.json").exists()]
+    return [grid for path in sorted(folder.iterdir()) if (grid := Grid(path)).record]
 
 
 def find_grid(outputs: Path, name: str) -> Grid:

@@ -68,6 +68,8 @@ class Outcome:
             state = run.before if run.before in ("new", "busy") else "queued"
         elif state in ("pending", "given"):
             state = "queued" if written["state"] == "queued" else "preempted"
+        elif state == "busy" and written["state"] in ("done", "failed", "cancelled"):
+            state = written["state"]  # the other process has ended it by now
         failed = state.startswith("failed")
         reason = str(written.get("reason") or "") if failed else WORDS[state]
         return cls(run.overrides, run.folder, state, run.folder.result, reason)
@@ -92,7 +94,7 @@ def show(ended: Sequence[Outcome]) -> None:
         metrics = (outcome.result or {}).get("metrics", {})
         numbers = [f"{key} {value:.4f}" for key, value in metrics.items() if key[:4] != "loss"]
         last = outcome.reason if outcome.state.startswith("failed") else "  ".join(numbers)
-        own = outcome.folder.name if outcome.folder else ""
+        own = outcome.folder.name if outcome.folder else " ".join(outcome.overrides)
         table.add_row(name or own, WORDS[outcome.state], last)
     out = output()
     out.print(table)

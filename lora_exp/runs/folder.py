@@ -12,6 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from lora_exp.errors import UserError
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
@@ -92,7 +95,8 @@ class RunFolder:
         *,
         durable: bool = True,
     ) -> None:
-        """Make the folder of a run that is to start or to be queued; one that exists stays.
+        """Make the folder of a run that is to start or to be queued; one that exists stays, but for
+        files that a loss of power has left empty.
 
         Args:
             config: of the run.
@@ -102,9 +106,9 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.path)
-        if not (self.path / "config.yaml").exists():
+        if not _holds_something(self.path / "config.yaml"):
             files.write(self.path / "config.yaml", to_yaml(config), durable=durable)
-        if not (self.path / "run.json").exists():
+        if not _holds_something(self.path / "run.json"):
             if isinstance(patch, Path):
                 files.link(patch, self.path / "code.patch")
             elif patch:
@@ -114,18 +118,29 @@ class RunFolder:
 
     @property
     def config(self) -> Config:
-        """The config that the run was made with."""
-        return from_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
+        """The config that the run was made with.
+
+        Raises:
+            UserError: if it is missing or damaged.
+        """
+        file = self.path / "config.yaml"
+        try:
+            return from_yaml(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            problem = "there is no such file"
+        except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            problem = f"it is damaged ({str(error).splitlines()[0]})"
+        raise UserError(f"{file}: {problem}, so nobody knows what was to be trained.")
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """`run.json`, empty where it is missing."""
-        return files.read_json(self.path / "run.json") or {}
+        """`run.json`, empty where it is missing or damaged."""
+        return self._read("run.json") or {}
 
     @property
     def status(self) -> dict[str, Any]:
         """`status.json`; that there is a result, or none, beats the state written there."""
-        status = self._written_status or {"state": "queued", "attempt": 0}
+        status = self._read("status.json") or {"state": "queued", "attempt": 0}
         if self.result is not None:
             return status | {"state": "done"}
         return status | {"state": "preempted"} if status["state"] == "done" else status
@@ -140,10 +155,9 @@ class RunFolder:
         """It has been queued, or trained."""
         return (self.path / "status.json").exists()
 
-    @property
-    def _written_status(self) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            return files.read_json(self.path / "status.json")
+            return files.read_json(self.path / name)
         except ValueError:  # empty, after a loss of power
             return None
 
@@ -183,7 +197,7 @@ class RunFolder:
 
     def settle(self) -> None:
         """Do what is left to do if a process was killed right after it wrote the result."""
-        written = self._written_status or {}
+        written = self._read("status.json") or {}
         if self.result is not None and written.get("state") != "done":
             with suppress(UserError), self.lock():  # or that process is just about to
                 files.remove_temporaries(self.path)
@@ -300,3 +314,7 @@ class RunFolder:
         """
         if self._lease is not None:
             self._lease.check()
+
+
+def _holds_something(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0

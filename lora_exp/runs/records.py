@@ -59,14 +59,16 @@ class RunRecord:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The whole config, nested; from config.yaml where run.json does not have it yet."""
+        """The whole config, nested; from config.yaml where run.json does not have it; empty if it
+        is lost."""
         if (config := self.origin.get("config")) is not None:
             return config
         try:
             with open(f"{self._path}/config.yaml", encoding="utf-8") as file:  # noqa: PTH123
-                return yaml.load(file, YAML) or {}
-        except FileNotFoundError:
+                config = yaml.load(file, YAML)
+        except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
             return {}
+        return config if isinstance(config, dict) else {}
 
     @property
     def group(self) -> str:

@@ -127,8 +127,11 @@ def from_yaml(text: str) -> Config:
 
     Raises:
         OmegaConfBaseException: if it does not fit the schema.
+        YAMLError: if it is no mapping at all.
     """
     values = yaml.load(text, SafeLoader)
+    if not isinstance(values, dict):
+        raise yaml.YAMLError("no mapping")
     return _exact(Config, values) or from_mapping(values)
 
 

@@ -31,7 +31,7 @@ def logs(
     if follow:
         _follow(folder)
     elif folder.log.exists():
-        typer.echo(folder.log.read_text(encoding="utf-8").rstrip())
+        typer.echo(folder.log.read_text(encoding="utf-8", errors="replace").rstrip())
     else:
         typer.echo(f"{folder.name} is {folder.status['state']}, and has no log yet.", err=True)
 

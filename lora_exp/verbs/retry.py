@@ -17,7 +17,6 @@ from lora_exp.errors import RunFailed, UserError
 from lora_exp.grid.record import Grid
 from lora_exp.runs.config import CONF, Config
 from lora_exp.runs.folder import RunFolder
-from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import LOST, Records, RunRecord
 from lora_exp.runs.values import schema
 from lora_exp.text import count
@@ -97,15 +96,15 @@ def _recorded(
 
 
 def _queue(folder: RunFolder) -> bool:
-    """Let a run be trained, unless it is, or is done by now."""
+    """Let a run be trained, unless it is, or is done by now, or its config is lost."""
     from lora_exp.grid.plan import queue
 
     try:
         with folder.lock():
-            if folder.result is None:
+            if folder.result is None and folder.config:  # which it must have
                 queue(folder)
                 return True
-    except RunBusy as error:
+    except UserError as error:
         typer.echo(str(error), err=True)
     return False
 

@@ -41,10 +41,13 @@ def show(run: Run, outputs: Outputs = Path("outputs")) -> None:
     for name in ("command", "created", "host", "gpu", "packages", "group", "snapshot"):
         typer.echo(f"{name}: {origin.get(name)}")
     if git := origin.get("git"):
-        typer.echo(f"code: {git['commit']}{' with uncommitted changes' if git['dirty'] else ''}")
+        changed = " with uncommitted changes" if git.get("dirty", git.get("patch")) else ""
+        typer.echo(f"code: {git['commit']}{changed}")
     if (folder.path / "code.patch").exists():
         typer.echo(f"changes: {folder.path / 'code.patch'}")
-    typer.echo("\n" + (folder.path / "config.yaml").read_text(encoding="utf-8").rstrip())
+    config = folder.path / "config.yaml"
+    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
+    typer.echo("\n" + (text.rstrip() or f"{config}: missing or empty."))
 
 
 def _outcome(record: RunRecord) -> str:

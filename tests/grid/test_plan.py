@@ -122,6 +122,11 @@ def test_runs_that_want_several_devices_are_not_for_a_grid(base: Config) -> None
         make([point(base, seed=seed, train=TrainConfig(lr=1e-3, devices=2)) for seed in (1, 2)])
 
 
+def test_a_name_that_the_grid_cannot_have_is_told_at_once(base: Config) -> None:
+    with pytest.raises(UserError, match="grid=a/b: a name is made of letters"):
+        make([point(base, grid="a/b", dry_run=True)])
+
+
 def test_a_model_that_is_not_there_is_looked_for_once(
     base: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,5 +323,5 @@ def test_a_best_that_can_never_be_is_told_at_once(base: Config, choice: str, mes
 def test_points_are_named_by_what_tells_them_apart() -> None:
     points = [["task=rte", "r=1", "seed=1"], ["task=rte", "r=2", "seed=1"]]
     assert distinguishing(points) == ["r=1", "r=2"]
-    assert distinguishing(points[:1]) == ["task=rte r=1 seed=1"]
+    assert distinguishing(points[:1]) == [""], "there is nothing to tell it from"
     assert distinguishing([]) == []

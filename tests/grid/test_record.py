@@ -66,9 +66,18 @@ def test_jobs_are_added_and_a_line_that_a_crash_cut_short_is_left_out(tmp_path: 
     assert [(job["job"], job["tasks"]) for job in grid.jobs] == [("12", 3), ("13", 1)]
 
 
+def test_a_record_that_is_damaged_is_none(tmp_path: Path) -> None:
+    grid = Grid.create(tmp_path, "mine", runs(tmp_path, "a"), LOCAL)
+    (grid.path / "grid.json").write_text('{"name": "mi')
+    assert all_grids(tmp_path) == []
+    assert [run.name for run in Grid.create(tmp_path, "mine", runs(tmp_path, "b"), LOCAL).runs] == [
+        "b"
+    ]
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "../a"])
 def test_a_name_that_no_folder_can_have_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a name has letters"):
+    with pytest.raises(UserError, match="a name is made of letters"):
         Grid.create(tmp_path, name, [], LOCAL)
     assert not (tmp_path / "grids").exists()
 

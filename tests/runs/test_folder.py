@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_exp.errors import UserError
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.runs.folder import RunFolder
@@ -20,6 +21,29 @@ def test_what_is_written_once_is_not_overwritten(tmp_path: Path) -> None:
     folder.create(config(), {"command": "first"})
     folder.create(config(), {"command": "second"})
     assert folder.provenance["command"] == "first"
+
+
+@pytest.mark.parametrize("content", ["", "- task", "task: [", "nonsense: 1"])
+def test_a_config_that_is_lost_is_told(content: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"config\.yaml: there is no such file"):
+        _ = folder.config
+    folder.create(config(), {})
+    (folder.path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml: it is damaged \("):
+        _ = folder.config
+
+
+def test_what_a_loss_of_power_has_left_empty_is_written_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config(), {"command": "first"})
+    for name in ("config.yaml", "run.json", "status.json"):
+        (folder.path / name).write_text("")
+    assert folder.provenance == {}
+    assert folder.status["state"] == "queued"
+    folder.create(config(), {"command": "second"})
+    assert folder.config == config()
+    assert folder.provenance["command"] == "second"
 
 
 def test_states(tmp_path: Path) -> None:

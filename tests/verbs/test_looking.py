@@ -44,6 +44,23 @@ def test_show_of_a_run_with_little_written_down(store: Store, capsys: Capture) -
     assert "code: abc with uncommitted changes" in text
 
 
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_runs_and_grids_whose_files_are_lost(
+    content: str | None, store: Store, capsys: Capture
+) -> None:
+    run, other = store.run("failed"), store.run("done")
+    store.grid("mine", [run, other])
+    names = ("config.yaml", "run.json", "status.json")
+    for file in (*(run.path / name for name in names), store.outputs / "grids/mine/grid.json"):
+        file.unlink() if content is None else file.write_text(content)
+    assert "2 runs: " in store.say(capsys, "status")[1]
+    assert "1 run: 1 done" in store.say(capsys, "status", "task=rte")[1]
+    assert store.say(capsys, "show", run.signature)[0] == 0
+    assert store.say(capsys, "show", other.signature)[0] == 0
+    assert store.say(capsys, "report")[0] == 0
+    assert "config.yaml: " in store.say(capsys, "retry", "state=queued")[1]
+
+
 def test_logs(store: Store, capsys: Capture) -> None:
     run = store.run("done")
     assert store.say(capsys, "logs", run.signature)[1] == f"log of {run.name}\n"
