@@ -54,7 +54,7 @@ def _train(run: RunFolder, stopped: list[int]) -> str:
             time.sleep(0.01)
     while behaviour == "hangs":
         time.sleep(1)
-    if stopped:
+    if stopped or behaviour == "full":
         run.set_status("preempted", attempt=1)
         return "preempted"
     if behaviour in ("failed", "busy"):

@@ -140,8 +140,8 @@ class Coordinator:
 
     def _ended(self, path, state: str) -> None:
         if state == "preempted" and not self._signals:
-            # Somebody stopped that worker, but not the grid.
-            self.queue.give_back(path, RunFolder(path).status.get("pack"))
+            # Somebody stopped that worker, or its disk is full, but the grid goes on.
+            self.queue.came_back(path, RunFolder(path).status.get("pack"))
         else:
             self.queue.ended(path, state)
 

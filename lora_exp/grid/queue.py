@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+RETURNS = 2
+"""A run that came back from so many workers is left for later."""
 CRASHES = 2
 """A run that killed so many workers is not given to another one."""
 
@@ -28,6 +30,8 @@ class Ticket:
     """That has it."""
     crashes: int = 0
     """Workers that died with it."""
+    returns: int = 0
+    """Workers that left it before its end."""
 
 
 @dataclass
@@ -70,10 +74,23 @@ class Queue:
         ticket = self._by_path[path]
         ticket.state, ticket.worker = state, None
 
-    def give_back(self, path: Path, label: str | None = None) -> None:
-        """A run is to be given again; `label` is that of its last pack."""
+    def give_back(self, path: Path) -> None:
+        """A run did not reach its worker."""
         ticket = self._by_path[path]
         ticket.state, ticket.worker = "pending", None
+
+    def came_back(self, path: Path, label: str | None) -> None:
+        """A worker left a run before its end: it is given again, but only once, or it would come
+        and go for ever where the disk is full.
+
+        Args:
+            path: of the run.
+            label: of its last pack.
+        """
+        ticket = self._by_path[path]
+        ticket.returns += 1
+        ticket.state = "pending" if ticket.returns < RETURNS else "preempted"
+        ticket.worker = None
         ticket.label = label or ticket.label
 
     def died(self, worker: int) -> list[Ticket]:

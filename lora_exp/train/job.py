@@ -121,8 +121,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
             foretell(run)
         stop = stack.enter_context(Interruption())
         train_pack([run], stop)
-    if run.state == "preempted":
-        assert stop.requested is not None
+    if run.state == "preempted" and stop.requested is not None:
         name, step = stop.requested.name, run.saved_step
         log.info("%s: the same command goes on from step %d.", name, step)
         raise SystemExit(128 + stop.requested)
@@ -130,7 +129,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
         raise RunFailed(f"{folder.path}: {run.reason}")
     if run.state != "done":
         told = {"busy": "another process has taken it over", "cancelled": "it was cancelled"}
-        raise RunFailed(f"{folder.path}: {told[run.state]}.")
+        raise RunFailed(f"{folder.path}: {told.get(run.state, run.reason)}.")
     return folder.result or {}
 
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from lora_exp.runs.files import is_disk_full
 from lora_exp.runs.lease import Fenced
 from lora_exp.train import checkpoint
 from lora_exp.train.device import is_out_of_memory
@@ -171,6 +172,8 @@ class Pack:
             for run, error in failed.items():
                 if isinstance(error, Fenced):
                     run.abandon()
+                elif is_disk_full(error):
+                    run.postpone(f"the disk is full ({error})")
                 elif isinstance(error, Diverged):
                     run.fail(str(error))
                 else:

@@ -468,11 +468,20 @@ class Run:
         self.log.warning("Another process has taken this run over; this one leaves it.")
         self.state = "busy"
 
+    def postpone(self, reason: str) -> None:
+        """Leave without a word more than there is room for: the run goes on from its newest
+        checkpoint, elsewhere or later."""
+        self.reason = reason
+        self.log.error("preempted: %s", reason)
+        with suppress(OSError, Fenced):
+            self._set_status("preempted", reason=reason)
+        self._end("preempted", {})
+
     def fail(self, reason: str, error: Exception | None = None) -> None:
         """Give up; everything written so far stays."""
         self.reason = reason
         self.log.error("failed: %s", reason, exc_info=error)
-        with suppress(OSError, Fenced):  # a full disk may be the reason
+        with suppress(OSError, Fenced):  # what cannot be written may be the reason
             self._set_status("failed", reason=reason)
         self._end("failed", {})
 

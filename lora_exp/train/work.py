@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lora_exp import console
 from lora_exp.errors import UserError
+from lora_exp.runs.files import is_disk_full
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import Fenced, RunBusy
 from lora_exp.train.job import foretell, member, reason, train_pack
@@ -132,6 +133,10 @@ class _Shift:
                 self.source.ended(path, "busy")
                 continue
             except Exception as error:
+                if is_disk_full(error):
+                    stack.close()
+                    self.source.ended(path, "preempted")
+                    continue
                 trace = None if isinstance(error, UserError) else error
                 told = logging.LoggerAdapter(logger, {"run": name})
                 told.error("failed: %s", reason(error), exc_info=trace)

@@ -56,6 +56,13 @@ def test_every_run_is_trained_by_a_warm_worker(grid: Grid, tmp_path: Path) -> No
     assert 1 <= len(processes) <= 2
 
 
+def test_a_run_for_which_there_is_no_room_is_given_once_more_and_then_left(
+    grid: Grid, tmp_path: Path
+) -> None:
+    assert grid(a="full", b="fine") == {"a": "preempted", "b": "done"}
+    assert len(given(tmp_path, "a")) == 2
+
+
 def test_a_killed_worker_is_replaced_and_its_run_given_again(grid: Grid, tmp_path: Path) -> None:
     assert grid(a="kills once", b="fine") == {"a": "done", "b": "done"}
     assert given(tmp_path, "a") == [1, 1]

@@ -128,5 +128,8 @@ def test_runs_that_died_together_are_suspected_and_given_alone() -> None:
 def test_a_run_that_was_stopped_goes_back_to_its_place() -> None:
     given = queue("a k", "b k", "c k", workers=1)
     (first,) = given.take(1, None, 1)
-    given.give_back(first, "P")
+    given.came_back(first, "P")
     assert names(given.take(1, None, 1)) == "a"
+    given.came_back(first, "P")
+    assert names(given.take(1, None, 1)) == "b", "but not for ever"
+    assert given.tickets[0].state == "preempted"

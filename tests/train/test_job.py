@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from lora_exp.errors import UserError
 from lora_exp.runs import predictions
 from lora_exp.runs.folder import RunFolder
+from lora_exp.train import checkpoint
 
 
 def short(tiny: Path, outputs: Path, *more: str) -> list[str]:
@@ -95,6 +97,31 @@ def test_rerun_trains_anew_and_keeps_the_former_result(tiny: Path, tmp_path: Pat
         assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
 
 
+def test_a_full_disk_stops_a_run_and_it_goes_on_where_there_is_room(
+    tiny: Path, tmp_path: Path
+) -> None:
+    def fill() -> None:
+        original = checkpoint.save
+
+        def save(*arguments: Any) -> None:
+            if arguments[1] == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(*arguments)
+
+        checkpoint.save = save
+
+    run = short(tiny, tmp_path, "train.eval_every=2", "train.checkpoint_seconds=0")
+    ended = forked.run(*run, before=fill)
+    assert ended.status == 1
+    assert "the disk is full ([Errno 28] No space left on device)" in ended.output
+    assert "Traceback" not in ended.output
+    folder = RunFolder(forked.folder_of(tmp_path))
+    assert folder.status["state"] == "preempted"
+    again = forked.run(*run)
+    assert again.status == 0, again.output
+    assert "going on from step 2" in again.output
+
+
 def test_a_diverging_run_fails_with_its_reason_and_keeps_what_it_has(
     tiny: Path, tmp_path: Path
 ) -> None:
@@ -127,20 +154,18 @@ def nan_from(step: int) -> Any:
 
 
 def test_an_unexpected_error_is_a_failed_run_with_its_reason(tiny: Path, tmp_path: Path) -> None:
-    def full_disk() -> None:
-        from lora_exp.train import checkpoint
-
+    def broken_disk() -> None:
         def save(*arguments: object) -> None:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
 
         checkpoint.save = save
 
-    ended = forked.run(*short(tiny, tmp_path, "train.checkpoint_seconds=0"), before=full_disk)
+    ended = forked.run(*short(tiny, tmp_path, "train.checkpoint_seconds=0"), before=broken_disk)
     assert ended.status == 1
-    assert "No space left on device" in ended.output
+    assert "Input/output error" in ended.output
     folder = RunFolder(forked.folder_of(tmp_path))
     assert folder.status["state"] == "failed"
-    assert "No space left" in folder.status["reason"]
+    assert "Input/output error" in folder.status["reason"]
     assert "Traceback" in folder.log.read_text()
     again = forked.run(*short(tiny, tmp_path))
     assert again.status == 0
