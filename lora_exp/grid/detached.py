@@ -19,7 +19,8 @@ def start(grid: Grid, runs: Sequence[RunFolder]) -> None:
     code = grid.outputs / "snapshots" / grid.record["snapshot"]
     names = [run.name for run in runs]
     command = [sys.executable, "-m", "lora_exp.grid.detached", str(grid.path), *names]
-    more = {"PYTHONPATH": snapshot.python_path(code)}
+    paths = [snapshot.python_path(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    more = {"PYTHONPATH": ":".join(paths), "PYTHONSAFEPATH": "1"}
     with grid.log.open("a") as log:
         process = subprocess.Popen(
             command,

@@ -50,7 +50,8 @@ def take(outputs: Path) -> Path:
 
 
 def python_path(snapshot: Path) -> str:
-    """PYTHONPATH of a process that is to run a snapshot."""
+    """What comes first in PYTHONPATH of a process that is to run a snapshot; PYTHONSAFEPATH=1 keeps
+    the working directory, which may be a checkout, from coming before it."""
     return f"{snapshot}:{snapshot / 'launch'}"
 
 

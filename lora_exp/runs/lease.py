@@ -21,6 +21,8 @@ STALE_SECONDS = 60.0
 """A lease that was not renewed for so long belongs to nobody."""
 YIELD_SECONDS = 3 * RENEW_SECONDS
 """How long an incarnation of the same job may take to notice that it has been replaced."""
+LOOK_SECONDS = 0.1
+"""How long a look whether a run is held may itself hold it."""
 
 
 class RunBusy(UserError):
@@ -124,7 +126,7 @@ def hold(folder: Path) -> Iterator[Lease]:
             _lock(file.fileno(), former, YIELD_SECONDS)
             lease.check()
         else:
-            locked = _lock(file.fileno(), former)
+            locked = _lock(file.fileno(), former, LOOK_SECONDS)
             epoch, former = _newest(folder)
             free = former is None or (locked and former.host == here.host)
             if not free and not _is_stale(folder, epoch):

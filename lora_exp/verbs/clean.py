@@ -40,13 +40,12 @@ def clean(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
     itself again. What would go is listed, and goes if you type yes.
     """
     selector = Selector.parse(filters or ())
-    records = Records(outputs)
-    items = [*_runs(records, selector)]
-    if not selector:
-        items += _snapshots(records, {item.path for item in items})
-        items += _cache(outputs)
+    items = _items(Records(outputs), selector)
     if not items:
-        typer.echo("There is nothing to clean: no superseded results, failed or cancelled runs.")
+        among = f" among {selector}" if selector else ""
+        typer.echo(
+            f"There is nothing to clean{among}: no superseded results, failed or cancelled runs."
+        )
         return
     rows = [[str(item.path.relative_to(outputs)), item.what, size(item.bytes)] for item in items]
     typer.echo(columns(["folder", "what", "size"], rows))
@@ -55,10 +54,21 @@ def clean(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
     if sys.stdin.readline().strip() != "yes":
         typer.echo("Nothing was removed.")
         return
-    left = [item for item in items if not _remove(item)]
+    still = {item.path for item in _items(Records(outputs), selector)}  # it may have taken long
+    left = [item for item in items if item.path not in still or not _remove(item)]
     for item in left:
-        typer.echo(f"{item.path}: left, since it is {RunFolder(item.path).status['state']} now.")
+        what = RunFolder(item.path).status["state"] if item.state else "needed"
+        typer.echo(f"{item.path}: left, since it is {what} now.")
     typer.echo(f"Removed: {len(items) - len(left):,} folders.")
+
+
+def _items(records: Records, selector: Selector) -> list[Item]:
+    """What may go at this moment."""
+    items = [*_runs(records, selector)]
+    if not selector:
+        items += _snapshots(records, {item.path for item in items})
+        items += _cache(records.outputs)
+    return items
 
 
 def _runs(records: Records, selector: Selector) -> Iterator[Item]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from lora_exp import console
 from lora_exp.errors import UserError
-from lora_exp.grid import devices, snapshot
+from lora_exp.grid import detached, devices, snapshot
 from lora_exp.grid.devices import Device
 from lora_exp.grid.estimate import seconds
 from lora_exp.grid.plan import Point, freeze, make
@@ -117,6 +118,26 @@ def test_a_snapshot_runs_by_itself_and_is_taken_once(tmp_path: Path) -> None:
     assert plugin.is_relative_to(taken / "launch")
     now = git_state(Path(provenance.__file__))
     assert json.loads(git) == (None if now is None else list(now)), "as when it was taken"
+
+
+def test_what_is_left_to_the_background_runs_the_snapshot_wherever_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Grid.create(tmp_path, "mine", [], LOCAL, snapshot="kept")
+    code, checkout = tmp_path / "snapshots" / "kept", tmp_path / "checkout"
+    for folder in (code, checkout):
+        package = folder / "lora_exp" / "grid"
+        package.mkdir(parents=True)
+        (package.parent / "__init__.py").touch()
+        (package / "__init__.py").touch()
+        source = "import os; print(__file__, os.environ['PYTHONPATH'])"
+        (package / "detached.py").write_text(source)
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    detached.start(grid, [])
+    while not (said := grid.log.read_text()).endswith("\n"):
+        time.sleep(0.01)
+    assert said == f"{code}/lora_exp/grid/detached.py {code}:{code}/launch:/mine\n"
 
 
 # -- what people see -------------------------------------------------------------------------------

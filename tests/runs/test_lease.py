@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +55,27 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path: Path) -> N
     assert not is_held(tmp_path)
     with hold(tmp_path):
         assert not (tmp_path / "1").exists()
+
+
+def test_a_look_at_a_run_does_not_keep_a_process_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 60.0)  # however slow this machine is
+    tmp_path.joinpath(lease.LOCK).touch()
+    looking = threading.Event()
+
+    def look() -> None:
+        with (tmp_path / lease.LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            looking.set()
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait()
+    with hold(tmp_path):
+        pass
+    thread.join()
 
 
 def test_a_process_of_another_machine_is_respected_until_its_lease_is_stale(

@@ -265,6 +265,21 @@ def test_clean_keeps_the_code_of_jobs_that_go_on(
     assert {path.name for path in (store.outputs / "snapshots").iterdir()} == {"of-grid", "of-jobs"}
 
 
+def test_clean_leaves_code_that_a_run_needs_meanwhile(
+    store: Store, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.outputs / "snapshots" / "kept").mkdir(parents=True)
+
+    class Answer(io.StringIO):
+        def readline(self, size: int = -1) -> str:
+            store.run("queued")
+            return "yes\n"
+
+    monkeypatch.setattr(sys, "stdin", Answer())
+    assert "kept: left, since it is needed now" in store.say(capsys, "clean")[1]
+    assert (store.outputs / "snapshots" / "kept").exists()
+
+
 def test_clean_with_a_filter(
     store: Store, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -75,11 +75,26 @@ class LocalLauncher(Launcher):
         return config
 
 
+class _Returned(JobReturn):
+    """What Hydra's sweepers are told; the table has shown it already, and they print no more."""
+
+    @property
+    def return_value(self) -> Any:
+        """The main metric, None for a run that is left to others; raises RunFailed."""
+        if isinstance(self._return_value, Exception):
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
 def _returned(overrides: list[str], outcome: Outcome) -> JobReturn:
     from lora_exp.errors import RunFailed
     from lora_exp.runs.folder import main_metric
 
-    returned = JobReturn(overrides, working_dir=str(Path.cwd()))
+    returned = _Returned(overrides, working_dir=str(Path.cwd()))
     returned.task_name = JobRuntime.instance().get("name")
     if outcome.result is not None:
         returned.status = JobStatus.COMPLETED
