@@ -13,8 +13,8 @@ from lora_exp.errors import UserError
 from lora_exp.grid import cluster, slurm, stages
 from lora_exp.grid.cluster import Job
 from lora_exp.grid.plan import Point
-from lora_exp.grid.record import Grid
-from lora_exp.grid.submission import ENDED, Submission, end, progress
+from lora_exp.grid.record import ENDED, Grid
+from lora_exp.grid.submission import Submission, end, progress
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import STALE_SECONDS, is_held
 

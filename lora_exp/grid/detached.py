@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from lora_exp import console
 from lora_exp.grid import snapshot
 from lora_exp.grid.record import Grid
-from lora_exp.runs.folder import RunFolder
 
 
-def start(grid: Grid, runs: Sequence[RunFolder]) -> None:
-    """Train runs, whose folders there are already, in the background, with the code of now."""
+def start(grid: Grid) -> None:
+    """Train what is left of a grid in the background, with the code of now."""
     code = grid.outputs / "snapshots" / grid.record["snapshot"]
-    names = [run.name for run in runs]
-    command = [sys.executable, "-m", "lora_exp.grid.detached", str(grid.path), *names]
+    command = [sys.executable, "-m", "lora_exp.grid.detached", str(grid.path)]
     paths = [snapshot.python_path(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     more = {"PYTHONPATH": ":".join(paths), "PYTHONSAFEPATH": "1"}
     with grid.log.open("a") as log:
@@ -31,22 +28,21 @@ def start(grid: Grid, runs: Sequence[RunFolder]) -> None:
             env=os.environ | more,
         )
     console.log.info(
-        "Grid %s goes on in the background (process %d). Its log: %s. It is stopped by: python -m "
-        "lora_exp cancel grid=%s",
+        "Grid %s goes on in the background (process %d). Its log: %s. It is stopped by: %s",
         grid.name,
         process.pid,
         console.shown(grid.log),
-        grid.name,
+        console.verb(f"cancel grid={grid.name}", grid.outputs),
     )
 
 
 def main() -> None:
-    """`python -m lora_exp.grid.detached GRID RUN ...`."""
+    """`python -m lora_exp.grid.detached GRID`."""
     from lora_exp.grid.local import train_later, train_runs
 
     console.set_up()
     grid = Grid(Path(sys.argv[1]))
-    train_runs(grid, [RunFolder(grid.outputs / "runs" / name) for name in sys.argv[2:]])
+    train_runs(grid, grid.left)
     train_later(grid)
 
 

@@ -17,6 +17,8 @@ from lora_exp.grid.table import Live, Outcome, outcomes, show, show_plan
 from lora_exp.runs.folder import RunFolder
 
 log = logging.getLogger("lora_exp")
+LOCAL = {"name": "local"}
+"""The launcher, as a grid's record has it."""
 
 
 class Stopped(SystemExit):
@@ -27,8 +29,12 @@ class Stopped(SystemExit):
         self.states = states
 
 
-def train(points: Sequence[Point]) -> list[Outcome]:
+def train(points: Sequence[Point], study: str | None = None) -> list[Outcome]:
     """Train the runs that the points come to, and show where each of them stands at the end.
+
+    Args:
+        points: of the grid.
+        study: that they are of, if any.
 
     Returns:
         For each point, how its run ended.
@@ -43,16 +49,19 @@ def train(points: Sequence[Point]) -> list[Outcome]:
         show_plan(planned, len(found), f"workers: {_described(found)}")
         return planned.for_points(outcomes(planned, {}))
     planned.settle()
+    names = sorted({device.name for device in found if device.name})
+    gpu = ", ".join(names) or None
     if not planned.to_train:
+        if planned.joins:
+            plan.freeze(planned, LOCAL, gpu, study)
         ended = outcomes(planned, {})
         show(ended)
         return planned.for_points(ended)
-    names = sorted({device.name for device in found if device.name})
-    grid = plan.freeze(planned, {"name": "local"}, ", ".join(names) or None)
+    grid = plan.freeze(planned, LOCAL, gpu, study)
     runs = [run.folder for run in planned.to_train]
     stopped = None
     if planned.detach:
-        detached.start(grid, runs)
+        detached.start(grid)
         states = {run.name: "queued" for run in runs}
     else:
         try:

@@ -18,7 +18,7 @@ from lora_exp.grid.stages import Later
 from lora_exp.init_from import is_from_best
 from lora_exp.runs.checks import check
 from lora_exp.runs.config import Config
-from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.folder import RunFolder, check_writable
 from lora_exp.runs.lease import RunBusy, is_held
 from lora_exp.runs.provenance import PATCH, provenance
 from lora_exp.train.job import Identity, identify
@@ -114,6 +114,15 @@ class Plan:
         """The folder of all its runs."""
         return self.runs[0].folder.path.parent.parent
 
+    @property
+    def joins(self) -> bool:
+        """The user has named the grid, and it lacks some of the runs."""
+        name = self.runs[0].config.grid
+        if name is None:
+            return False
+        known = Grid(self.outputs / "grids" / name).record.get("runs", [])
+        return not {run.folder.name for run in self.runs} <= {*known}
+
     def packs(self) -> list[list[PlannedRun]]:
         """The runs to train, those together that can be, as many as `pack.size` allows."""
         packs: dict[str, list[list[PlannedRun]]] = {}
@@ -191,7 +200,7 @@ def make(points: Sequence[Point], *, several_devices: bool = False) -> Plan:
     )
 
 
-def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
+def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None, study: str | None = None) -> Grid:
     """Write down the grid and the runs to train, so that nothing that is edited later changes them.
 
     What another process trains at this moment is left as it is.
@@ -200,6 +209,7 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
         plan: checked.
         launcher: `name`, `local` or `slurm`, and its settings.
         gpu: names of the GPUs that will train it, None for CPUs or if that is not known.
+        study: that the user chose, if any.
 
     Raises:
         UserError: if the outputs folder cannot be written to.
@@ -209,8 +219,9 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None) -> Grid:
     own = {"command": record["command"], "snapshot": taken.name}
     later = [one.record for one in plan.later]
     folders = [run.folder for run in plan.runs]
+    of_study = {} if study is None else {"study": study}
     grid = Grid.create(
-        plan.outputs, plan.runs[0].config.grid, folders, launcher, **own, later=later
+        plan.outputs, plan.runs[0].config.grid, folders, launcher, **own, **of_study, later=later
     )
     if patch:
         patch = taken / PATCH  # one file for all of them
@@ -267,7 +278,7 @@ def _identify(config: Config, failed: dict[str, UserError]) -> Identity:
         raise failed[key]
     try:
         identity = identify(config)
-        identity.folder.check_writable()
+        check_writable(Path(config.outputs))
     except UserError as error:
         failed[key] = error
         raise

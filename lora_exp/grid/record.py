@@ -16,12 +16,15 @@ from lora_exp.errors import UserError, nearest
 from lora_exp.runs import files
 from lora_exp.runs.folder import RunFolder
 
+ENDED = ("done", "failed", "cancelled")
+"""States of runs that are not taken up before somebody asks for it."""
+
 
 class Grid:
     """`outputs/grids/NAME/`; a run may belong to several grids.
 
     =========== =============================================================== =================
-    grid.json   name, command, created, launcher and its settings, runs in order at submission
+    grid.json   name, command, study, created, launcher and its settings, runs   at submission
     jobs.jsonl  a line for each job of a cluster                                 appended
     log.txt     what a grid in the background, or its jobs, had to say           appended
     =========== =============================================================== =================
@@ -51,7 +54,7 @@ class Grid:
             name: None: made from the time.
             runs: in order.
             launcher: its `name`, `local` or `slurm`, and its settings.
-            more: for the record: command, snapshot, `later`, what waits for runs.
+            more: for the record: command, study, snapshot, `later`, what waits for runs.
 
         Raises:
             UserError: for a name that it cannot have.
@@ -70,6 +73,7 @@ class Grid:
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "cwd": str(Path.cwd()),
                 "launcher": launcher,
+                "study": before.get("study"),  # whoever joins it
                 **more,
                 "later": later_before + later,
                 "runs": list(dict.fromkeys([*runs_before, *(run.name for run in runs)])),
@@ -106,6 +110,11 @@ class Grid:
         """In order; those that were cleaned away are left out."""
         folders = (self.outputs / "runs" / name for name in self.record["runs"])
         return [RunFolder(path) for path in folders if path.is_dir()]
+
+    @property
+    def left(self) -> list[RunFolder]:
+        """Those that have not come to an end."""
+        return [run for run in self.runs if run.status["state"] not in ENDED]
 
     @property
     def launcher(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_exp import console
 from lora_exp.errors import UserError, nearest
 from lora_exp.grid import plan, snapshot
 from lora_exp.grid.plan import Plan, Point
@@ -111,8 +112,15 @@ def unknown_setting(name: str) -> str:
     )
 
 
-def start(points: Sequence[Point], settings: SlurmSettings) -> list[Outcome]:
+def start(
+    points: Sequence[Point], settings: SlurmSettings, study: str | None = None
+) -> list[Outcome]:
     """Leave the runs that the points come to to the cluster, and show where each of them stands.
+
+    Args:
+        points: of the grid.
+        settings: of its jobs.
+        study: that the points are of, if any.
 
     Returns:
         For each point, where its run stands.
@@ -131,9 +139,10 @@ def start(points: Sequence[Point], settings: SlurmSettings) -> list[Outcome]:
             "which jobs are submitted; hydra/launcher=local trains on this one."
         )
     planned.settle()
-    if planned.to_train:
-        grid = plan.freeze(planned, {"name": "slurm", **asdict(settings)}, None)
-        submit(grid, [run.folder for run in planned.to_train], settings)
+    if planned.to_train or planned.joins:
+        grid = plan.freeze(planned, {"name": "slurm", **asdict(settings)}, None, study)
+        if planned.to_train:
+            submit(grid, [run.folder for run in planned.to_train], settings)
     waiting = [run.folder.name for run in planned.to_train if run.before != "busy"]
     ended = outcomes(planned, dict.fromkeys(waiting, "pending"))
     show(ended)
@@ -173,12 +182,11 @@ def submit(
         _submit(submission, shape, settings, code, most)
     jobs = [job["job"] for job in grid.jobs[known:]]
     log.info(
-        "Grid %s: %d runs are left to SLURM, jobs %s. The shell may be closed. How they stand: "
-        "python -m lora_exp status grid=%s",
+        "Grid %s: %d runs are left to SLURM, jobs %s. The shell may be closed. How they stand: %s",
         grid.name,
         len(runs),
         ", ".join(jobs),
-        grid.name,
+        console.verb(f"status grid={grid.name}", grid.outputs),
     )
     return jobs
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_exp.grid.queue import Ticket
-from lora_exp.grid.record import Grid
+from lora_exp.grid.record import ENDED, Grid
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
@@ -18,8 +18,6 @@ from lora_exp.runs.lease import RunBusy
 
 RUNS_PER_PACK = 8
 """Assumed of packs where `pack.size` leaves it to the memory of the node."""
-ENDED = ("done", "failed", "cancelled")
-"""States of runs that no job takes up."""
 
 
 @dataclass(frozen=True)

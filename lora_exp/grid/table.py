@@ -95,15 +95,18 @@ def show(ended: Sequence[Outcome]) -> None:
         numbers = [f"{key} {value:.4f}" for key, value in metrics.items() if key[:4] != "loss"]
         last = outcome.reason if outcome.state.startswith("failed") else "  ".join(numbers)
         own = outcome.folder.name if outcome.folder else " ".join(outcome.overrides)
-        table.add_row(name or own, WORDS[outcome.state], last)
+        table.add_row(Text(name or own), WORDS[outcome.state], Text(last))  # [a,b] is no markup
     out = output()
     out.print(table)
     out.print(counted(Counter(outcome.state for outcome in ended)), highlight=False)
-    if any(outcome.state == "failed before" for outcome in ended):
+    failed = [one.folder for one in ended if one.state == "failed before" and one.folder]
+    if failed:
+        hint = console.verb("retry state=failed", failed[0].path.parent.parent)
         out.print(
-            "What failed before is not trained again by itself: python -m lora_exp retry "
-            "state=failed",
+            f"What failed before is not trained again by itself: {hint}",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
 
