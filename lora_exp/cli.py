@@ -184,6 +184,8 @@ def show_result(result: dict[str, Any]) -> None:
     table.add_row("best epoch", f"{result['best_epoch']:g}")
     table.add_row("trained parameters", f"{result['trainable_parameters']:,}")
     table.add_row("training time", f"{result['train_seconds']:.1f} s")
+    if "sources_per_second" in result:
+        table.add_row("generating", f"{result['sources_per_second']:g} sources/s")
     table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB")
     Console().print(table)
 

@@ -135,6 +135,8 @@ def write(run: Run, precision: str, stop: Interruption, bar: Progress) -> Scores
     if outputs is None:
         return None
     scores = _scores(test, outputs)
+    told = "  ".join(f"{metric} {value:.4f}" for metric, value in scores.values.items())
+    run.log.info("test  %s", told)
     run.record(split="test", **scores.values, seconds=round(time.perf_counter() - began, 3))
     return scores
 
@@ -187,11 +189,14 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
     # Prompts of like lengths side by side, the longest first: what does not fit fails at once.
     order = sorted(range(len(test.prompts)), key=lambda n: (-len(test.prompts[n]), n))
     lines = ranks.gather(_kept(run, order) if ranks.first else [])[0]
+    if len(lines) < len(order):
+        run.log.info("generating texts for %d sources", len(order) - len(lines))
     task = bar.add_task("generating", total=len(order), completed=len(lines), note="")
     try:
         while len(lines) < len(order):
             if ranks.any(stop.requested is not None or run.cancelled):
                 return None
+            began = time.perf_counter()
             start = len(lines) + ranks.rank * size
             batch = order[start : start + size]
 
@@ -210,6 +215,8 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
                 with part.open("a", encoding="utf-8") as file:
                     file.write("".join(f"{line}\n" for line in more))
             lines += more
+            run.progress.decoded += len(more)
+            run.progress.decoding_seconds += time.perf_counter() - began
             bar.update(task, completed=len(lines))
             run.heartbeat()
     finally:

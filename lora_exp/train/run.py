@@ -73,6 +73,10 @@ class Progress:
     """Bytes of metrics.jsonl."""
     tokens: int = 0
     train_seconds: float = 0.0
+    decoded: int = 0
+    """Sources for which texts were generated in `decoding_seconds`. A killed attempt leaves its
+    texts, and nothing here."""
+    decoding_seconds: float = 0.0
     wall_seconds: float = 0.0
     peak_memory: int = 0
     micro_batch_size: int | None = None
@@ -433,6 +437,10 @@ class Run:
         counts = parameter_counts(self.backbone, self.config.method)
         written = {} if scores is None else scores.values
         missing = {} if scores is None else {"missing": scores.missing}
+        speed: dict[str, float] = {}
+        if progress.decoded:
+            speed["decoding_seconds"] = round(progress.decoding_seconds, 3)
+            speed["sources_per_second"] = round(progress.decoded / progress.decoding_seconds, 2)
         result = {
             "metrics": best["metrics"] | written,
             "last_metrics": progress.last,
@@ -445,7 +453,9 @@ class Run:
             "train_seconds": round(progress.train_seconds, 3),
             "tokens_per_second": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
             "peak_memory_bytes": max(progress.peak_memory, peak_memory(self.device)),
-        } | missing
+            **speed,
+            **missing,
+        }
         if self.ranks.first:
             self.folder.finish(result, **self._position())
         self._end("done", best["metrics"] | written)

@@ -60,6 +60,8 @@ def _outcome(record: RunRecord) -> str:
         "training time": f"{result['train_seconds']:.1f} s",
         "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
     }
+    if "sources_per_second" in result:
+        rest["generating"] = f"{result['sources_per_second']:g} sources/s"
     rest |= {f"no {metric}": reason for metric, reason in result.get("missing", {}).items()}
     return told + "".join(f"\n{name}: {value}" for name, value in rest.items())
 

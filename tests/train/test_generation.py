@@ -230,6 +230,8 @@ def test_texts_and_scores(finished: tuple[Path, forked.Ended], data: Path) -> No
         line for line in RunFolder(forked.folder_of(outputs)).metrics() if line["split"] == "test"
     )
     assert scores["bleu"] == result["metrics"]["bleu"]
+    assert f"bleu {scores['bleu']:.4f}" in (forked.folder_of(outputs) / "log.txt").read_text()
+    assert result["sources_per_second"] == pytest.approx(16 / result["decoding_seconds"], rel=0.05)
 
 
 def test_texts_are_shown(finished: tuple[Path, forked.Ended]) -> None:
@@ -239,6 +241,7 @@ def test_texts_are_shown(finished: tuple[Path, forked.Ended]) -> None:
     first = written(outputs)[0]
     assert f"source: {first['source']}\noutput: {first['output']}\nreference: " in shown.output
     assert "no meteor: needs Java" in shown.output
+    assert " sources/s" in shown.output
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "adapter"])
@@ -426,6 +429,9 @@ def test_a_signal_while_decoding_preempts(
     assert folder.status["step"] == 6
     assert forked.run(*arguments, before=worse_and_worse).status == 0
     assert written(tmp_path) == written(finished[0])
+    result = folder.result
+    assert result is not None  # the first attempt's texts and seconds included
+    assert result["sources_per_second"] == pytest.approx(16 / result["decoding_seconds"], rel=0.05)
 
 
 def test_a_run_can_be_cancelled_while_it_decodes(writer: Path, data: Path, tmp_path: Path) -> None:
