@@ -43,7 +43,7 @@ class _Metric:
         """Why it cannot run here, or None."""
         for package in self.packages:
             if find_spec(package) is None:
-                return f"needs the package {package}: pip install 'lora-exp[text]'"
+                return f"needs the package {package}: pip install -e '.[text]'"
         return java.lacking() if self.java else None
 
 

@@ -84,7 +84,7 @@ def test_java_that_fails_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     missing = scores.check("webnlg")
-    assert missing["bleu"] == "needs the package sacrebleu: pip install 'lora-exp[text]'"
+    assert missing["bleu"] == "needs the package sacrebleu: pip install -e '.[text]'"
     assert "chrf++" in missing
     assert "ter" not in missing
 
