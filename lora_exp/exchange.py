@@ -50,12 +50,14 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
     if not (run.adapter / WEIGHTS).is_file():
         raise UserError(f"{run.adapter}: there is no {WEIGHTS} in it.")
     config = run.config
+    if config.method in ("prefix", "prompt") and form == "peft":
+        with files.new_folder(out) as folder:  # the run's own files are of that form
+            shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
+        return f"{out}: PeftModel.from_pretrained opens it."
     if config.method in ("adapter", "prefix", "prompt"):
-        opens = "" if config.method == "adapter" else ", which PEFT opens"
-        raise UserError(
-            f"--to {form}: what method={config.method} adds to a model has no such form. Take the "
-            f"run's own files{opens}: {run.adapter}."
-        )
+        own = f"the run's own files: {run.adapter}" if config.method == "adapter" else "--to peft"
+        what = f"what method={config.method} adds to a model"
+        raise UserError(f"--to {form}: {what} has no such form. Take {own}.")
     if form != "merged" and config.method != "lora":
         raise UserError(
             f"--to {form}: a run with method={config.method} has no A and B to be written so. "

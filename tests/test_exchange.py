@@ -154,6 +154,19 @@ def test_loralib_opens_what_is_exported_for_it(
     torch.testing.assert_close(logits(theirs, model), by_peft(model, run / "adapter"))
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_what_stands_in_front_is_exported_for_peft(
+    method: str, runs: Callable[..., Path], models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = runs("bert", f"method={method}")
+    ended = export(run, "peft", tmp_path / "out")
+    assert ended.status == 0, ended.output
+    assert torch.equal(
+        by_peft(models("bert"), tmp_path / "out"), by_peft(models("bert"), run / "adapter")
+    )
+    assert "nothing is overwritten" in export(run, "peft", tmp_path / "out").output
+
+
 @pytest.mark.parametrize("method", ["full", "full_top", "bitfit"])
 def test_whole_tensors_are_exported_merged_and_only_so(
     method: str, runs: Callable[..., Path], models: Callable[[str], Path], tmp_path: Path
@@ -216,10 +229,9 @@ def test_exports_that_are_refused(
     wrong = run.name[:-3] + "zzz"
     assert f"Did you mean {run.name}?" in said(wrong, "--to", "peft", *outputs)
     assert "loralib has no DoRA" in said(str(runs("bert", "lora.dora=true")), "--to", "loralib")
-    for method in ("adapter", "prompt"):
+    for method, form in (("adapter", "peft"), ("adapter", "merged"), ("prompt", "merged")):
         added = runs("bert", f"method={method}")
-        for form in ("peft", "merged"):
-            assert f"method={method} adds to a model has no" in said(str(added), "--to", form)
+        assert f"method={method} adds to a model has no" in said(str(added), "--to", form)
 
     copy = shutil.copytree(run, tmp_path / "copy")
     other = tiny.save(tmp_path / "other", initializer_range=0.05)
