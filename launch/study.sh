@@ -10,4 +10,4 @@ for argument in "${@:2}"; do
   if [[ $argument == --dry-run ]]; then argument=dry_run=true; fi
   overrides+=("$argument")
 done
-exec "${PYTHON:-python}" -m lora_exp "study=$1" "${overrides[@]}"
+exec "${PYTHON:-python}" -m lora_exp -m "study=$1" "${overrides[@]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,13 @@ def shown(path: Path) -> str:
     """A path as people want to read it: short where it lies below the working directory."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def verb(words: str, outputs: Path) -> str:
+    """The command line of a verb about these outputs."""
+    place = shown(outputs.absolute())
+    more = "" if place == "outputs" else f" --outputs {shlex.quote(place)}"
+    return f"python -m lora_exp {words}{more}"
 
 
 @contextmanager

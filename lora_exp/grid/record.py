@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from lora_exp.errors import UserError, nearest
+from lora_exp.errors import UserError
 from lora_exp.runs import files
 from lora_exp.runs.folder import RunFolder
 
@@ -154,19 +154,6 @@ def all_grids(outputs: Path) -> list[Grid]:
     if not folder.is_dir():
         return []
     return [grid for path in sorted(folder.iterdir()) if (grid := Grid(path)).record]
-
-
-def find_grid(outputs: Path, name: str) -> Grid:
-    """The grid of this name.
-
-    Raises:
-        UserError: if there is none.
-    """
-    grids = {grid.name: grid for grid in all_grids(outputs)}
-    if name not in grids:
-        hint = nearest(name, grids, kind="grids") if grids else f"There are none in {outputs}."
-        raise UserError(f"grid={name}: there is no such grid. {hint}")
-    return grids[name]
 
 
 def _unused(grids: Path) -> str:

@@ -150,11 +150,6 @@ class RunFolder:
         """What of the status stays true while nobody trains the run."""
         return {key: value for key, value in self.status.items() if key in PROGRESS}
 
-    @property
-    def has_status(self) -> bool:
-        """It has been queued, or trained."""
-        return (self.path / "status.json").exists()
-
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             return files.read_json(self.path / name)
@@ -272,17 +267,6 @@ class RunFolder:
         with self.metrics_file.open("a") as file:
             file.truncate(size)
 
-    def check_writable(self) -> None:
-        """See, before anything expensive starts, whether the run can be written down.
-
-        Raises:
-            UserError: if the outputs folder is none, or belongs to somebody else.
-        """
-        outputs = self.path.parent.parent
-        there = next(folder for folder in (outputs, *outputs.parents) if folder.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise UserError(f"outputs={outputs}: {there} is not a folder that can be written to.")
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run: no second process trains it meanwhile, here or on another machine.
@@ -314,6 +298,21 @@ class RunFolder:
         """
         if self._lease is not None:
             self._lease.check()
+
+
+def check_writable(outputs: Path) -> None:
+    """See, before anything expensive starts, whether runs can be written down.
+
+    Args:
+        outputs: the folder of all runs, which need not be there yet.
+
+    Raises:
+        UserError: if it is no folder, or belongs to somebody else.
+    """
+    whole = outputs.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"outputs={outputs}: {there} is not a folder that can be written to.")
 
 
 def _holds_something(file: Path) -> bool:

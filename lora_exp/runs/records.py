@@ -178,7 +178,7 @@ class Records:
         try:
             with os.scandir(folder) as entries:
                 paths = sorted(entry.path for entry in entries if entry.is_dir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [RunRecord(path, self) for path in paths]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
 from lora_exp.runs.config import Config
-from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.folder import RunFolder, check_writable
 from lora_exp.runs.lease import Fenced
 from lora_exp.runs.provenance import provenance
 from lora_exp.runs.signature import group, signature
@@ -84,7 +84,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     config, folder = found.config, found.folder
     if folder.result is not None and not config.rerun:
         return _done(folder)
-    folder.check_writable()
+    check_writable(Path(config.outputs))
 
     from lora_exp.train import ranks
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lora_exp_launch.compose import Composer
+from hydra_plugins.lora_exp_launch.launcher import LocalLauncher
 from lora_exp import cli
 from lora_exp.errors import UserError
+from lora_exp.grid.table import Outcome
 from lora_exp.runs.values import schema
 
 POINTS = [
@@ -99,3 +103,35 @@ def test_files_are_read_once_for_the_points_that_choose_the_same(
         ("mrpc", 1),
         ("rte", 2),
     ]
+
+
+def test_a_grid_is_told_its_study(
+    hydra: tuple[ConfigLoader, DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, _ = hydra
+    given = ["study=roberta_base_glue", f"outputs={tmp_path}"]
+    config = loader.load_configuration("config", given, RunMode.MULTIRUN)
+    told: list[str | None] = []
+
+    def train(points: object, study: str | None) -> list[Outcome]:
+        told.append(study)
+        return []
+
+    monkeypatch.setattr("lora_exp.grid.local.train", train)
+    launcher = LocalLauncher()
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    launcher.setup(hydra_context=context, task_function=print, config=config)
+    launcher.launch([], 0)
+    assert told == ["roberta_base_glue"]
+
+
+def test_outputs_that_cannot_be_written_are_told_before_anything_is_made(
+    hydra: tuple[ConfigLoader, DictConfig], tmp_path: Path
+) -> None:
+    loader, _ = hydra
+    (tmp_path / "file").touch()
+    given = [f"outputs={tmp_path / 'file'}"]
+    config = loader.load_configuration("config", given, RunMode.MULTIRUN)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    with pytest.raises(UserError, match="is not a folder that can be written to"):
+        LocalLauncher().setup(hydra_context=context, task_function=print, config=config)

@@ -22,6 +22,7 @@ from lora_exp.runs.config import (
     TaskConfig,
     TrainConfig,
 )
+from lora_exp.runs.selector import select
 
 LOCAL = {"name": "local"}
 
@@ -172,8 +173,8 @@ def test_runs_are_written_down_before_they_are_trained(
         assert origin["group"] == run.identity.group
         assert origin["overrides"] == [f"seed={run.config.seed}"]
         assert origin["gpu"] == "A GPU"
+        assert (run.folder.path / "status.json").exists()
         assert run.folder.status["state"] == "queued"
-        assert run.folder.has_status
 
 
 def test_what_is_there_already_stays(base: Config) -> None:
@@ -186,6 +187,20 @@ def test_what_is_there_already_stays(base: Config) -> None:
     assert folder.status["state"] == "queued"
     assert folder.status["attempt"] == 3
     assert folder.status["pack"] == "P"
+
+
+def test_a_grid_keeps_its_study_and_gets_runs_that_are_done(base: Config, tmp_path: Path) -> None:
+    first = make([point(base, grid="g", seed=1)])
+    assert first.joins
+    grid = freeze(first, LOCAL, None, "glue")
+    assert not first.joins
+    more = make([point(base, grid="g", seed=1), point(base, grid="g", seed=2)])
+    assert more.joins
+    freeze(more, LOCAL, None)
+    assert grid.record["study"] == "glue"
+    assert not make([point(base, seed=3)]).joins, "it has no name"
+    found = select(tmp_path / "outputs", ["study=glue"])
+    assert len(found) == 2
 
 
 def test_a_run_that_another_process_trains_is_not_touched(base: Config) -> None:

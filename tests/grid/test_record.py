@@ -21,8 +21,8 @@ from lora_exp.grid.devices import Device
 from lora_exp.grid.estimate import seconds
 from lora_exp.grid.plan import Point, freeze, make
 from lora_exp.grid.queue import Ticket
-from lora_exp.grid.record import Grid, all_grids, find_grid
-from lora_exp.grid.table import Live
+from lora_exp.grid.record import Grid, all_grids
+from lora_exp.grid.table import Live, Outcome, show
 from lora_exp.runs import provenance
 from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.runs.folder import RunFolder
@@ -83,14 +83,6 @@ def test_a_name_that_no_folder_can_have_is_refused(name: str, tmp_path: Path) ->
     assert not (tmp_path / "grids").exists()
 
 
-def test_an_unknown_grid_is_told_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There are none in"):
-        find_grid(tmp_path, "mine")
-    Grid.create(tmp_path, "ranks", [], LOCAL)
-    with pytest.raises(UserError, match=r"grid=rank: there is no such grid\. Did you mean ranks\?"):
-        find_grid(tmp_path, "rank")
-
-
 # -- the code --------------------------------------------------------------------------------------
 
 
@@ -134,13 +126,20 @@ def test_what_is_left_to_the_background_runs_the_snapshot_wherever_it_was_starte
         (package / "detached.py").write_text(source)
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", "/mine")
-    detached.start(grid, [])
+    detached.start(grid)
     while not (said := grid.log.read_text()).endswith("\n"):
         time.sleep(0.01)
     assert said == f"{code}/lora_exp/grid/detached.py {code}:{code}/launch:/mine\n"
 
 
 # -- what people see -------------------------------------------------------------------------------
+
+
+def test_lists_among_the_overrides_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for_each = [["lora.placement.targets=[query,value]"], ["lora.placement.targets=[key]"]]
+    show([Outcome(overrides, None, "waiting", None, "") for overrides in for_each])
+    rows = capsys.readouterr().out.splitlines()[1:3]
+    assert [row.split()[0] for row in rows] == [" ".join(one) for one in for_each]
 
 
 def test_a_dry_run_estimates_from_comparable_runs(tiny: Path, tmp_path: Path) -> None:

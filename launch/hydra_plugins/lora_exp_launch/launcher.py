@@ -27,8 +27,16 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by the sweeper, before it makes the points."""
+        """Called by the sweeper, before it makes the points, and a folder for them.
+
+        Raises:
+            UserError: if outputs cannot be written to.
+        """
+        from lora_exp.runs.folder import check_writable
+
+        check_writable(Path(str(config.outputs)))
         self.config = config
+        self.study: str | None = config.hydra.runtime.choices.get("study")
         self.compose = Composer(hydra_context.config_loader, config)
         self.advice: set[str] = set()
         # A sweeper composes each point as well, to stop at the first that cannot be. The launcher
@@ -59,7 +67,7 @@ class LocalLauncher(Launcher):
         """Train them here; see `lora_exp.grid.local.train`."""
         from lora_exp.grid import local
 
-        return local.train(points)
+        return local.train(points, self.study)
 
     def _config_of(self, overrides: list[str]) -> Config:
         from lora_exp import cli, console

@@ -22,4 +22,4 @@ class SlurmLauncher(LocalLauncher):
         """Submit what is left to train; see `lora_exp.grid.slurm.start`."""
         from lora_exp.grid import slurm
 
-        return slurm.start(points, slurm.SlurmSettings.of(self._settings))
+        return slurm.start(points, slurm.SlurmSettings.of(self._settings), self.study)
