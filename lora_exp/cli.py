@@ -92,6 +92,9 @@ def _run_or_compose() -> None:
     from lora_exp.explain import explained
     from lora_exp.runs.values import schema
 
+    # Hydra's parser wants all overrides on one side of it.
+    several = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    sys.argv[1:] = several + [word for word in sys.argv[1:] if word not in several]
     os.environ[FULL_ERROR] = "1"  # let Hydra raise its errors, to be told in our words
     ConfigStore.instance().store(name="schema", node=schema())
     try:

@@ -130,6 +130,13 @@ def test_advice_is_given_once_for_a_grid(tiny: Path, tmp_path: Path) -> None:
     assert ended.output.count("is that of the experiment's own method") == 1
 
 
+def test_a_grid_may_be_asked_for_between_the_overrides(tiny: Path, tmp_path: Path) -> None:
+    given = [f"model.name_or_path={tiny}", f"outputs={tmp_path}", "-m", "seed=1,2", "dry_run=true"]
+    ended = forked.run(*given)
+    assert ended.status == 0, ended.output
+    assert "2 runs: 2 new" in ended.output
+
+
 def test_all_impossible_values_are_told_at_once() -> None:
     ended = forked.run("lora.r=0", "train.lr=-1", "train.precision=fp8")
     assert ended.status == 2

@@ -42,7 +42,8 @@ def main() -> None:
 
     console.set_up()
     grid = Grid(Path(sys.argv[1]))
-    train_runs(grid, grid.left)
+    if left := grid.left:  # unless it has been cancelled by now
+        train_runs(grid, left)
     train_later(grid)
 
 
