@@ -93,7 +93,8 @@ def show(ended: Sequence[Outcome]) -> None:
     for name, outcome in zip(names, ended, strict=True):
         metrics = (outcome.result or {}).get("metrics", {})
         numbers = [f"{key} {value:.4f}" for key, value in metrics.items() if key[:4] != "loss"]
-        last = outcome.reason if outcome.state.startswith("failed") else "  ".join(numbers)
+        why = next(iter(outcome.reason.splitlines()), "")
+        last = why if outcome.state.startswith("failed") else "  ".join(numbers)
         own = outcome.folder.name if outcome.folder else " ".join(outcome.overrides)
         table.add_row(Text(name or own), WORDS[outcome.state], Text(last))  # [a,b] is no markup
     out = output()

@@ -142,6 +142,14 @@ def test_lists_among_the_overrides_are_shown(capsys: pytest.CaptureFixture[str])
     assert [row.split()[0] for row in rows] == [" ".join(one) for one in for_each]
 
 
+def test_of_a_failure_the_first_line_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = ("no such layer. There are:\n  query\n  key", "")
+    show([Outcome([f"seed={len(why)}"], None, "failed", None, why) for why in reasons])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[1].split("failed")[1].strip() == "no such layer. There are:"
+    assert rows[3] == "2 runs: 2 failed"
+
+
 def test_a_dry_run_estimates_from_comparable_runs(tiny: Path, tmp_path: Path) -> None:
     def points(*seeds: int, steps: int = 5) -> list[Point]:
         found = []
