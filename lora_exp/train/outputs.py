@@ -22,7 +22,7 @@ from lora_exp.tasks.scores import Scores, check, score
 from lora_exp.train.device import is_out_of_memory, make_deterministic
 from lora_exp.train.flat import ATTENTION
 from lora_exp.train.pairs import encode_sources
-from lora_exp.train.run import Run
+from lora_exp.train.run import LINE_SECONDS, Run
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -191,6 +191,7 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
     lines = ranks.gather(_kept(run, order) if ranks.first else [])[0]
     if len(lines) < len(order):
         run.log.info("generating texts for %d sources", len(order) - len(lines))
+    told = time.monotonic()
     task = bar.add_task("generating", total=len(order), completed=len(lines), note="")
     try:
         while len(lines) < len(order):
@@ -218,6 +219,9 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
             run.progress.decoded += len(more)
             run.progress.decoding_seconds += time.perf_counter() - began
             bar.update(task, completed=len(lines))
+            if time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                run.log.info("%d of %d texts", len(lines), len(order))
             run.heartbeat()
     finally:
         bar.remove_task(task)
