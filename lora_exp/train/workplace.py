@@ -65,6 +65,7 @@ class Workplace:
             try:
                 backbone = self._backbone(config, outputs)
                 methods.attach(backbone, config)
+                _check_room(config, backbone)
                 init_from.start(backbone, config)
             except BaseException:
                 hopeless.set()
@@ -168,6 +169,17 @@ def set_precision(backbone: Backbone, precision: str) -> None:
         for parameter in backbone.model.parameters():
             if parameter.ndim > 1 and not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _check_room(config: Config, backbone: Backbone) -> None:
+    """See that what stands in front of every text leaves room for one, between its two ends."""
+    fronts = {"prefix": config.prefix.length, "prompt": config.prompt.length}
+    length = fronts.get(config.method)
+    if length is not None and backbone.longest < 3:
+        raise UserError(
+            f"{config.method}.length={length}: the model has positions for "
+            f"{backbone.longest + length} tokens, those of the text included. Give a smaller one."
+        )
 
 
 def _check_batch(config: Config, examples: Sequences) -> None:

@@ -506,6 +506,10 @@ def test_the_last_batch_may_be_left_out(writer: Path, data: Path, tmp_path: Path
         (["train.max_length=10"], "train.max_length=10: every example is cut"),
         (["train.drop_last=true", "train.batch_size=100"], "train.drop_last: the 80 training"),
         (["decoding.max_new_tokens=127"], "decoding.max_new_tokens=127: the model has positions"),
+        (
+            ["method=prefix", "prefix.length=126"],
+            "prefix.length=126: the model has positions for 128",
+        ),
         (["decoding.sample=true"], "decoding.beam_size=2: decoding.sample=true draws one text"),
         (["decoding.top_p=2"], "decoding.top_p=2.0: must be at most 1."),
         (["model.head_dropout=0.1"], "a language model's head has no dropout"),
