@@ -129,12 +129,10 @@ def test_the_same_command_shows_what_is_done(
 ) -> None:
     outputs, _, _ = undisturbed
     before = {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.is_file()}
-    started = time.monotonic()
     ended = run(*command(tiny, outputs))
     assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - started < 10, "no worker is started"
     assert "4 runs: 4 done before" in ended.stdout
-    assert ended.stderr == ""
+    assert ended.stderr == "", "no worker is started, which would say so"
     after = {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.is_file()}
     assert {path: after[path] for path in before} == before
     new = {path.relative_to(outputs).parts[0] for path in after if path not in before}
