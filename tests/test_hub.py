@@ -128,7 +128,7 @@ def test_without_network_a_model_that_is_not_in_the_cache_is_told_at_once(tmp_pa
     assert first.startswith(f"model.name_or_path={MODEL}: not in the local cache, and the hub did ")
     assert f"`hf download {MODEL} --local-dir DIR`" in "\n".join(cure)
     assert cure[-1].endswith("and give model.name_or_path=DIR.")
-    assert seconds < 10
+    assert seconds < 20
 
 
 def test_a_data_set_is_downloaded_and_later_found_in_the_cache(endpoint, tmp_path):
@@ -199,7 +199,7 @@ def test_without_network_the_error_comes_at_once_and_says_what_to_do(tmp_path):
         "Or set HF_ENDPOINT to a mirror of the hub, or HF_HOME to a cache that was filled on a "
         "machine with network.",
     ]
-    assert seconds < 10  # the library's own retries take 23
+    assert seconds < 20  # the library's own retries take 23
 
 
 def test_a_run_whose_model_and_data_come_from_the_hub(endpoint, tmp_path):
