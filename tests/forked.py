@@ -31,6 +31,7 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
     """
     import torch
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
     import lora_exp.train.loop  # noqa: F401 (so that no child has to)
     from lora_exp import cli, console
@@ -46,7 +47,8 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
                 sys.stdout = os.fdopen(1, "w", closefd=False)
                 sys.stderr = os.fdopen(2, "w", closefd=False)
                 console.console.file = sys.stderr
-                GlobalHydra.instance().clear()  # of a child that has a child
+                GlobalHydra.instance().clear()  # of a child that has a child, or of another test
+                HydraConfig.instance().cfg = None
                 sys.argv = ["lora_exp", *arguments]
                 if before is not None:
                     before()

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lora_exp.grid.record import Grid, all_grids
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid, all_grids
 from lora_exp.runs.store import all_runs
 
 STEPS = 100

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from lora_exp import console
 from lora_exp.errors import UserError
-from lora_exp.grid import cluster, slurm, stages
-from lora_exp.grid.cluster import Job
+from lora_exp.grid import slurm, stages
 from lora_exp.grid.plan import Point
-from lora_exp.grid.record import ENDED, Grid
 from lora_exp.grid.submission import Submission, end, progress
+from lora_exp.runs import cluster
+from lora_exp.runs.cluster import Job
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import ENDED, Grid
 from lora_exp.runs.lease import STALE_SECONDS, is_held
 
 log = logging.getLogger("lora_exp")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_exp import console
 from lora_exp.grid import snapshot
-from lora_exp.grid.record import Grid
+from lora_exp.runs.grid import Grid
 
 
 def start(grid: Grid) -> None:

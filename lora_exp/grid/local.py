@@ -12,9 +12,9 @@ from lora_exp.grid.coordinator import Coordinator
 from lora_exp.grid.devices import Device
 from lora_exp.grid.plan import Point
 from lora_exp.grid.queue import Queue
-from lora_exp.grid.record import Grid
 from lora_exp.grid.table import Live, Outcome, outcomes, show, show_plan
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid
 
 log = logging.getLogger("lora_exp")
 LOCAL = {"name": "local"}

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from lora_exp.errors import UserError
 from lora_exp.grid import snapshot
 from lora_exp.grid.packs import pack_key
-from lora_exp.grid.record import Grid, check_name
 from lora_exp.grid.stages import Later
 from lora_exp.init_from import is_from_best
 from lora_exp.runs.checks import check
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder, check_writable
+from lora_exp.runs.grid import Grid, check_name
 from lora_exp.runs.lease import RunBusy, is_held
 from lora_exp.runs.provenance import PATCH, provenance
 from lora_exp.train.job import Identity, identify

@@ -17,10 +17,10 @@ from lora_exp import console
 from lora_exp.errors import UserError, nearest
 from lora_exp.grid import plan, snapshot
 from lora_exp.grid.plan import Plan, Point
-from lora_exp.grid.record import Grid
 from lora_exp.grid.submission import Shape, Submission, shapes
 from lora_exp.grid.table import Outcome, outcomes, output, show, show_plan
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

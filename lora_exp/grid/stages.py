@@ -12,7 +12,7 @@ from lora_exp.runs.values import from_mapping
 
 if TYPE_CHECKING:
     from lora_exp.grid.plan import PlannedRun
-    from lora_exp.grid.record import Grid
+    from lora_exp.runs.grid import Grid
 
 
 @dataclass(frozen=True)

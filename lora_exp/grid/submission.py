@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_exp.grid.queue import Ticket
-from lora_exp.grid.record import ENDED, Grid
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import ENDED, Grid
 from lora_exp.runs.lease import RunBusy
 
 RUNS_PER_PACK = 8

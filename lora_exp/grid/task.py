@@ -16,9 +16,9 @@ from lora_exp.grid import devices
 from lora_exp.grid.coordinator import Coordinator
 from lora_exp.grid.devices import Device
 from lora_exp.grid.queue import Queue, Ticket
-from lora_exp.grid.record import ENDED
 from lora_exp.grid.submission import Submission, end, progress
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import ENDED
 from lora_exp.runs.lease import Owner, RunBusy
 from lora_exp.train.interruption import Interruption
 

@@ -7,16 +7,14 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from lora_exp.runs.cluster import GONE, Job, states
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid, all_grids
 from lora_exp.runs.lease import is_held
-
-if TYPE_CHECKING:
-    from lora_exp.grid.cluster import Job
-    from lora_exp.grid.record import Grid
 
 UNFINISHED = ("queued", "running", "preempted")
 LOST = "lost"
@@ -185,8 +183,6 @@ class Records:
     @cached_property
     def grids(self) -> list[Grid]:
         """Every grid, the newest last."""
-        from lora_exp.grid.record import all_grids
-
         if not (self.outputs / "grids").is_dir():
             return []
         return sorted(all_grids(self.outputs), key=lambda grid: str(grid.record.get("created")))
@@ -209,16 +205,10 @@ class Records:
     def jobs(self) -> dict[str, Job]:
         """By their ids, the SLURM jobs of all grids that have runs left, and their elements."""
         ids = [entry["job"] for grid in self._left for entry in grid.jobs]
-        if not ids:
-            return {}
-        from lora_exp.grid.cluster import states
-
-        return states(ids)
+        return states(ids) if ids else {}
 
     def job(self, name: str) -> Job | None:
         """A job, or an element of an array, if it is one of a grid that has runs left."""
-        from lora_exp.grid.cluster import GONE, Job
-
         array = self.jobs.get(name.partition("_")[0])
         if array is None or not array.known:
             return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from lora_exp.grid import cluster
+from lora_exp.runs import cluster
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import UNFINISHED, Records

@@ -14,9 +14,9 @@ from typing import Any
 import typer
 
 from lora_exp.errors import RunFailed, UserError
-from lora_exp.grid.record import Grid
 from lora_exp.runs.config import CONF, Config
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid
 from lora_exp.runs.records import LOST, Records, RunRecord
 from lora_exp.runs.values import schema
 from lora_exp.text import count

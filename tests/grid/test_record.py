@@ -21,11 +21,11 @@ from lora_exp.grid.devices import Device
 from lora_exp.grid.estimate import seconds
 from lora_exp.grid.plan import Point, freeze, make
 from lora_exp.grid.queue import Ticket
-from lora_exp.grid.record import Grid, all_grids
 from lora_exp.grid.table import Live, Outcome, show
 from lora_exp.runs import provenance
 from lora_exp.runs.config import Config, ModelConfig, TaskConfig, TrainConfig
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid, all_grids
 from lora_exp.runs.provenance import git_state
 
 LOCAL = {"name": "local"}

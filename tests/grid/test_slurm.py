@@ -16,12 +16,12 @@ from lora_exp.errors import UserError
 from lora_exp.grid import slurm, task
 from lora_exp.grid.close import Close
 from lora_exp.grid.queue import Queue, Ticket
-from lora_exp.grid.record import Grid
 from lora_exp.grid.slurm import SlurmSettings
 from lora_exp.grid.submission import Shape, Submission, shapes
 from lora_exp.grid.task import Task
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid
 from lora_exp.runs.values import from_mapping
 
 SBATCH = """#!/bin/sh

@@ -29,8 +29,8 @@ from slurm_jobs import (
     wait_until,
 )
 
-from lora_exp.grid.record import Grid
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid
 
 CHECKOUT = Path(__file__).parents[2]
 ON_N1 = ("+hydra.launcher.additional.nodelist=n1", "hydra.launcher.gpus=0")

@@ -8,7 +8,6 @@ import pty
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,16 +60,14 @@ runs = {
     )[0]
     for state in told["states"]
 }
-start = time.monotonic()
 for record in told["records"]:
     for run in runs.values():
         run.log(record)
-logged = time.monotonic()
 time.sleep(told["training"])
 finishing = time.monotonic()
 for state, run in runs.items():
     run.finish(state, told["summary"])
-print(json.dumps([logged - start, time.monotonic() - finishing]))
+print(json.dumps(time.monotonic() - finishing))
 """
 
 
@@ -78,9 +75,7 @@ print(json.dumps([logged - start, time.monotonic() - finishing]))
 class Ended:
     """How a process ended that trained with W&B watching."""
 
-    log_seconds: float
     finish_seconds: float
-    seconds: float
     warnings: list[str]
 
 
@@ -111,7 +106,6 @@ def watched(
     variables |= {"WANDB_BASE_URL": server} if server else {}
     variables |= {"WANDB_API_KEY": key} if key else {}
     terminal, far_end = pty.openpty()
-    start = time.monotonic()
     try:
         # stdin and stderr are what W&B looks at before it asks a question.
         process = subprocess.run(
@@ -123,18 +117,17 @@ def watched(
             stderr=far_end,
             timeout=60,
         )
-        seconds = time.monotonic() - start
         os.write(far_end, b"\n")  # so that there is something to read
         written = os.read(terminal, 1 << 16).decode()
     finally:
         os.close(terminal)
         os.close(far_end)
     assert process.returncode == 0, written
-    log_seconds, finish_seconds = json.loads(process.stdout)  # and nothing else
+    finish_seconds = json.loads(process.stdout)  # and nothing else
     lines = written.splitlines()
     warnings = [line for line in lines if line.startswith("WARNING ")]
     assert [line for line in lines if line] == warnings, "only warnings reach the terminal"
-    return Ended(log_seconds, finish_seconds, seconds, warnings)
+    return Ended(finish_seconds, warnings)
 
 
 def files(folder: Path, signature: str) -> list[Path]:

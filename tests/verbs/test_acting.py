@@ -13,8 +13,8 @@ import stores
 from stores import Store
 
 from lora_exp.grid import local, slurm
-from lora_exp.grid.record import Grid
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.grid import Grid
 
 Capture = pytest.CaptureFixture[str]
 Trained = list[tuple[str, list[str], dict[str, str]]]

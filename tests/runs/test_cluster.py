@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import stores
 
-from lora_exp.grid import cluster
-from lora_exp.grid.cluster import GONE, UNKNOWN, Job
+from lora_exp.runs import cluster
+from lora_exp.runs.cluster import GONE, UNKNOWN, Job
 
 SQUEUE = r"""cat <<'END'
 7_4 RUNNING None
