@@ -37,6 +37,15 @@ METHODS = {
     "prompt": ["train.lr=2e-2", "prompt.length=5"],
 }
 SHARED = ["device=auto", "train.warmup_steps=20", "train.batch_size=16", "train.eval_every=100000"]
+# The published recipes decode in two ways; here all methods write under the same rules.
+WRITING = [
+    "decoding.beam_size=5",
+    "decoding.length_penalty=0.8",
+    "decoding.no_repeat_ngram=4",
+    "decoding.max_new_tokens=64",
+    "decoding.min_length=0",
+    "decoding.banned=[]",
+]
 
 
 def main() -> None:
@@ -61,7 +70,7 @@ def main() -> None:
         overrides = [f"task={','.join(TASKS)}", f"method={method.split()[0]}", *METHODS[method]]
         overrides += [f"task.data_dir={work / 'data'}", f"model.name_or_path={backbone}", *SHARED]
         overrides += [f"train.max_steps={given.updates}", f"decoding.examples={given.sources}"]
-        overrides += ["decoding.beam_size=5", f"outputs={work}", f"grid={method.replace(' ', '-')}"]
+        overrides += [*WRITING, f"outputs={work}", f"grid={method.replace(' ', '-')}"]
         lora_exp("-m", *overrides)
     print(table(work, given.methods))
 
