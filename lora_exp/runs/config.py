@@ -29,8 +29,9 @@ class ModelConfig:
     head_dropout: float | None = None
     """Dropout before the classification head; null keeps the model's own (often the backbone's)."""
     init_from: str | None = None
-    """Start from an adapter: a finished run (name or signature), a folder of PEFT, or a file of
-    loralib. A head of another size is left out."""
+    """Start from an adapter: a finished run (name or signature); `best:FILTER`, the best of those
+    that match and have this backbone, method and placement; a folder of PEFT; or a file of loralib.
+    A head of another size is left out."""
 
 
 @dataclass
