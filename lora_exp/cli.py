@@ -92,6 +92,8 @@ def _run_or_compose() -> None:
     from lora_exp.explain import explained
     from lora_exp.runs.values import schema
 
+    if any(word.split("=")[0] == "--outputs" for word in sys.argv[1:]):
+        raise UserError("--outputs is an option of verbs; a run takes outputs=DIR.")
     # Hydra's parser wants all overrides on one side of it.
     several = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
     sys.argv[1:] = several + [word for word in sys.argv[1:] if word not in several]
@@ -104,6 +106,13 @@ def _run_or_compose() -> None:
         if HydraConfig.initialized():
             raise
         leave(2, error)  # options of Hydra that do not go together
+    except OSError as error:  # Hydra makes a folder for each sweep
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}). If that is the folder of "
+            "outputs, name another one: outputs=DIR."
+        ) from error
 
 
 def _job(values: object) -> float:

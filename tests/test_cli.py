@@ -116,6 +116,20 @@ def test_mistakes_in_a_grid_are_told_at_once_before_anything_is_queued(
     assert not (tmp_path / "outputs" / "runs").exists()
 
 
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_folder_of_outputs_that_cannot_be_is_told_for_a_grid(launcher: str) -> None:
+    ended = forked.run("-m", "seed=1,2", f"hydra/launcher={launcher}", "outputs=/dev/null/x")
+    assert ended.status == 2
+    assert "name another" in ended.output or "is not a folder" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_an_option_of_verbs_is_no_option_of_runs() -> None:
+    ended = forked.run("seed=2", "--outputs", "there")
+    assert ended.status == 2
+    assert ended.output == ("lora_exp: --outputs is an option of verbs; a run takes outputs=DIR.\n")
+
+
 def test_advice_is_given_once_for_a_grid(tiny: Path, tmp_path: Path) -> None:
     ended = forked.run(
         "-m",

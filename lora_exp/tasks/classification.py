@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,23 +66,9 @@ def load(task: TaskConfig) -> TaskData:
 
 
 def fingerprint(task: TaskConfig) -> str:
-    """What the data is, wherever its files lie and whatever they are called.
-
-    Returns:
-        `files:` and a hash of the contents of the files used and of the columns, or
-        `hub:ID:SUBSET`; the hub is not asked.
-
-    Raises:
-        UserError: for files that are missing or cannot be read.
-    """
-    if task.data_dir is None:
-        return f"hub:{task.hub}:{task.subset}"
-    contents = [
-        [(tables.kind(path), tables.digest(path)) for path in _files(task, split)]
-        for split in ("train", *task.validation)
-    ]
-    known = json.dumps([contents, task.text, task.label])
-    return "files:" + hashlib.sha256(known.encode()).hexdigest()
+    """What the data is; see `lora_exp.tasks.files.fingerprint`."""
+    splits = ("train", *task.validation)
+    return files.fingerprint(task, partial(_files, task), splits, [task.text, task.label])
 
 
 # Labels and text

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_exp.errors import UserError, nearest
 from lora_exp.runs.config import TaskConfig
@@ -29,6 +32,36 @@ def folder(task: TaskConfig) -> Path:
         advice = f" {nearest(top.name, beside, kind=f'folders in {parent}')}" if beside else ""
         raise UserError(f"task.data_dir={task.data_dir} {what}.{advice}")
     return top / task.name if (top / task.name).is_dir() else top
+
+
+def fingerprint(
+    task: TaskConfig,
+    of_split: Callable[[str], Sequence[Path]],
+    splits: Sequence[str],
+    columns: Sequence[Any],
+) -> str:
+    """What the data of a task is, wherever its files lie and whatever they are called.
+
+    Args:
+        task: with `data_dir`, or from the hub.
+        of_split: the files of a split.
+        splits: that are used.
+        columns: what is read of the files.
+
+    Returns:
+        `files:` and a hash of the contents of the files and of the columns, or `hub:ID:SUBSET`; the
+        hub is not asked.
+
+    Raises:
+        UserError: for files that are missing or cannot be read.
+    """
+    if task.data_dir is None:
+        return f"hub:{task.hub}:{task.subset}"
+    contents = [
+        [(tables.kind(path), tables.digest(path)) for path in of_split(split)] for split in splits
+    ]
+    known = json.dumps([contents, *columns])
+    return "files:" + hashlib.sha256(known.encode()).hexdigest()
 
 
 def find(

@@ -6,9 +6,8 @@ table has a source, made of its columns, and one or more references.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +44,9 @@ def load(task: TaskConfig) -> GenerationData:
 
 
 def fingerprint(task: TaskConfig) -> str:
-    """What the data is, wherever its files lie and whatever they are called.
-
-    Returns:
-        `files:` and a hash of the contents of the files used and of the columns, or
-        `hub:ID:SUBSET`; the hub is not asked.
-
-    Raises:
-        UserError: for files that are missing or cannot be read.
-    """
-    if task.data_dir is None:
-        return f"hub:{task.hub}:{task.subset}"
-    contents = [
-        [(tables.kind(path), tables.digest(path)) for path in _files(task, split)]
-        for split in _splits(task)
-    ]
-    known = json.dumps([contents, task.corpus, task.source, task.template, task.references])
-    return "files:" + hashlib.sha256(known.encode()).hexdigest()
+    """What the data is; see `lora_exp.tasks.files.fingerprint`."""
+    columns = [task.corpus, task.source, task.template, task.references]
+    return files.fingerprint(task, partial(_files, task), _splits(task), columns)
 
 
 def _splits(task: TaskConfig) -> list[str]:

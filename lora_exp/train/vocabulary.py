@@ -39,7 +39,7 @@ def cross_entropy(
             microsoft/LoRA's examples/NLG/src/model.py.
         dtype: of the matrix products; the softmax is in fp32.
     """
-    return _CrossEntropy.apply(rows, weight, bias, targets, smoothing, dtype)  # type: ignore
+    return _CrossEntropy.apply(rows, weight, bias, targets, smoothing, dtype)  # pyright: ignore[reportReturnType]
 
 
 class _CrossEntropy(torch.autograd.Function):
