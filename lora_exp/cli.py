@@ -174,8 +174,11 @@ def advice(config: Config, overrides: Sequence[str]) -> str | None:
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     if {"experiment", "method"} <= given.keys() and "train.lr" not in given:
         model, method = given["experiment"].split("/")[0], given["method"]
-        recipes = (f"model/{model}_{method}.yaml", f"task/{config.task.name}_{method}.yaml")
-        if method == "lora" or any((CONF / "recipe" / recipe).exists() for recipe in recipes):
+        task = config.task.name
+        recipes = (f"model/{model}", f"task/{task}", f"cell/{model}_{task}")
+        if method == "lora" or any(
+            (CONF / "recipe" / f"{recipe}_{method}.yaml").exists() for recipe in recipes
+        ):
             return None
         return (
             f"The learning rate {config.train.lr:g} is that of the experiment's own method; "

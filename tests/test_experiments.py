@@ -367,3 +367,69 @@ def test_each_baseline_of_gpt2_has_its_recipe(model: str, task: str, method: str
 def test_the_command_line_wins_over_the_recipe_of_a_cell() -> None:
     config = run("experiment=gpt2_medium/e2e", "method=prefix", "train.lr=0.5", "prefix.length=3")
     assert (config.train.lr, config.prefix.length, config.train.epochs) == (0.5, 3, 5)
+
+
+# -- baselines on GLUE -----------------------------------------------------------------------------
+
+GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+ADAPTERS = {
+    "adapter_pfeiffer": ("adapter_p_3m_paper", "pfeiffer"),
+    "adapter_pfeiffer_small": ("adapter_p_0.8m_paper", "pfeiffer"),
+    "adapter_houlsby": ("adapter_h_6m_paper", "houlsby"),
+    "adapter_houlsby_small": ("adapter_h_0.8m_paper", "houlsby"),
+}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("task", GLUE)
+def test_each_adapter_on_roberta_large_has_its_recipe(
+    task: str, method: str, recipes: dict[str, Any]
+) -> None:
+    block, kind = ADAPTERS[method]
+    recipe = recipes["models"]["roberta-large"]["tasks"][task][block]
+    config = run(f"experiment=roberta_large/{task}_restricted", f"method={method}")
+    assert (config.adapter.kind, config.adapter.size) == (kind, recipe["bottleneck"])
+    assert config.adapter.parameters is None
+    train = config.train
+    assert train.lr == recipe["learning_rate"]
+    assert train.epochs == recipe["epochs"]
+    assert train.batch_size == recipe["batch_size"]
+    assert train.max_length == recipe["max_seq_length"]
+    assert (train.warmup_ratio, train.warmup_steps) == (recipe["warmup_ratio"], None)
+    assert config.model.init_from is None
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_fine_tuning_of_roberta_large_is_as_fairseq_suggests(
+    task: str, recipes: dict[str, Any]
+) -> None:
+    suggested = recipes["baselines"]["full_fine_tuning"]["roberta"]["roberta_large_suggested"]
+    recipe, common = suggested["tasks"][task], suggested["common"]
+    train = run(f"experiment=roberta_large/{task}", "method=full").train
+    assert train.lr == recipe["learning_rate"]
+    assert train.batch_size == recipe["batch_size"]
+    share = recipe["warmup_updates"] / recipe["total_updates"]
+    assert train.warmup_ratio == pytest.approx(share, abs=1e-3)
+    assert train.warmup_steps is None
+    assert train.epochs == common["max_epoch"]
+    assert train.adam_beta2 == common["adam_betas"][1]
+    assert train.adam_epsilon == common["adam_epsilon"]
+    assert train.weight_decay == common["weight_decay"]
+    assert train.max_grad_norm == common["clip_norm"]
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_fine_tuning_of_deberta_is_within_what_its_paper_searched(
+    task: str, recipes: dict[str, Any]
+) -> None:
+    """Or is of the scripts of microsoft/DeBERTa: CoLA at 2.5e-6, RTE in batches of 48."""
+    searched = recipes["baselines"]["full_fine_tuning"]["deberta_v2_xxlarge"]["search_space"]
+    config = run(f"experiment=deberta_v2_xxl/{task}", "method=full")
+    rates, sizes = searched["learning_rate"], searched["batch_size"]
+    assert min(rates) <= config.train.lr <= max(rates)
+    assert min(sizes) <= config.train.batch_size <= max(sizes)
+    assert config.train.warmup_steps in searched["warmup_steps"]
+    assert config.train.epochs <= searched["max_epochs"]
+    assert config.train.weight_decay == searched["weight_decay"]
+    assert config.train.adam_epsilon == searched["adam_epsilon"]
+    assert config.model.head_dropout in (0.2, 0.3)

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# The row of fine-tuning on DeBERTa-v2-XXL in the table of GLUE (microsoft/LoRA, README; Hu et al. 2021, Table 2):
+# medians over five seeds; MRPC, RTE and STS-B start from the best MNLI run, so they are trained last.
+exec "$(dirname "$0")/study.sh" deberta_v2_xxl_glue_full "$@"
