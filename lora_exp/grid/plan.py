@@ -214,7 +214,7 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None, study: str | N
     Raises:
         UserError: if the outputs folder cannot be written to.
     """
-    record, patch = provenance(signature="", group="", overrides=[], gpu=gpu)
+    record, patch = provenance(signature="", group="", overrides=[], gpu=gpu, content={})
     taken = snapshot.take(plan.outputs)
     own = {"command": record["command"], "snapshot": taken.name}
     later = [one.record for one in plan.later]
@@ -228,6 +228,7 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None, study: str | N
     for run in plan.to_train:
         folder = run.folder
         own |= {"signature": run.identity.signature, "group": run.identity.group}
+        own |= {"content": run.identity.content}
         with suppress(RunBusy), folder.lock():
             if folder.result is not None and run.config.rerun:
                 folder.supersede()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ FINE = 4
 """Decimals of what is not in percent."""
 SHOWN = 5
 """Most examples of a disagreement that are shown."""
+DIGEST = re.compile("[0-9a-f]{64}")
 NOBODY_CARES = {"outputs", "grid", "dry_run", "detach", "rerun"}
 """Keys that tell nothing about a run."""
 
@@ -276,9 +278,13 @@ def _config(run: RunRecord) -> dict[str, str]:
 
 
 def _origin(run: RunRecord) -> dict[str, str]:
-    """Code, packages and machine."""
+    """Content of data and backbone, code, packages and machine."""
     origin = run.origin
-    told = {"code": str((origin.get("git") or {}).get("commit", NONE))[:12]}
+    told = {
+        f"content of {what}": DIGEST.sub(lambda found: found[0][:12], print_)
+        for what, print_ in (origin.get("content") or {}).items()
+    }
+    told |= {"code": str((origin.get("git") or {}).get("commit", NONE))[:12]}
     try:
         patch = (run.folder.path / "code.patch").read_bytes()
         told["uncommitted changes"] = hashlib.sha256(patch).hexdigest()[:12]

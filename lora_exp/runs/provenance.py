@@ -19,7 +19,12 @@ PACKAGES = ("lora-exp", "torch", "transformers", "safetensors", "datasets", "tok
 
 
 def provenance(
-    *, signature: str, group: str, overrides: list[str], gpu: str | None
+    *,
+    signature: str,
+    group: str,
+    overrides: list[str],
+    gpu: str | None,
+    content: dict[str, str],
 ) -> tuple[dict[str, Any], str]:
     """The content of `run.json`, and the patch of the code (`code.patch`).
 
@@ -28,12 +33,14 @@ def provenance(
         group: signature without the seed.
         overrides: what the user gave on the command line.
         gpu: name of the device, None on a CPU.
+        content: fingerprints of the data, of the backbone and of an adapter to start from.
     """
     git, patch = git_state(Path(__file__)) or (None, "")
     record = {
         "signature": signature,
         "group": group,
         "overrides": overrides,
+        "content": content,
         "command": shlex.join(["python", "-m", "lora_exp", *sys.argv[1:]]),
         "git": git,
         "packages": {"python": platform.python_version()} | _versions(),

@@ -41,6 +41,8 @@ class Identity:
     signature: str
     group: str
     """Shared by runs that differ in their seed alone."""
+    content: dict[str, str]
+    """Fingerprints of `data`, `backbone` and, if there is one, `start`."""
     folder: RunFolder
 
 
@@ -53,14 +55,15 @@ def identify(config: Config) -> Identity:
     from lora_exp import init_from, models, tasks
 
     config = init_from.resolve(with_absolute_paths(config))
-    prints = {
+    content = {
         "data": tasks.fingerprint(config.task),
         "backbone": models.fingerprint(config.model),
-        "start": init_from.fingerprint(config.model),
     }
-    name = signature(config, **prints)
+    if (start := init_from.fingerprint(config.model)) is not None:
+        content["start"] = start
+    name = signature(config, **content)
     folder = folder_of(Path(config.outputs), config, name)
-    return Identity(config, name, group(config, **prints), folder)
+    return Identity(config, name, group(config, **content), content, folder)
 
 
 def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
@@ -103,7 +106,11 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     workplace = Workplace(device)
     backbone, data = workplace.prepare(config)
     record, patch = provenance(
-        signature=found.signature, group=found.group, overrides=overrides, gpu=device_name(device)
+        signature=found.signature,
+        group=found.group,
+        overrides=overrides,
+        gpu=device_name(device),
+        content=found.content,
     )
     with ExitStack() as stack:
         if others.first:

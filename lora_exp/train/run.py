@@ -59,6 +59,8 @@ class Data:
     validation: dict[str, Sequences]
     metrics: list[str]
     """The first decides the best epoch."""
+    labels: tuple[str, ...] | None = None
+    """The name of each class in the order of its number."""
     test: TestSet | None = None
     """What is generated at the end of a run of text generation."""
 
@@ -407,6 +409,7 @@ class Run:
         if progress.decoded:
             speed["decoding_seconds"] = round(progress.decoding_seconds, 3)
             speed["sources_per_second"] = round(progress.decoded / progress.decoding_seconds, 2)
+        labels = {} if self.data.labels is None else {"labels": self.data.labels}
         result = {
             "metrics": best["metrics"] | written,
             "last_metrics": progress.last,
@@ -419,6 +422,8 @@ class Run:
             "train_seconds": round(progress.train_seconds, 3),
             "tokens_per_second": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
             "peak_memory_bytes": max(progress.peak_memory, peak_memory(self.device)),
+            "backbone": self.backbone.weights,
+            **labels,
             **speed,
             **missing,
         }

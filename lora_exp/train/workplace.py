@@ -81,10 +81,12 @@ class Workplace:
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         train, *validation = splits.items()
         _check_batch(config, train[1])
-        test = None
-        if isinstance(examples, GenerationData) and config.decoding.examples != 0:
+        labels = test = None
+        if not isinstance(examples, GenerationData):
+            labels = examples.labels
+        elif config.decoding.examples != 0:
             test = test_set(config, examples.test, backbone)
-        return backbone, Data(train[1], dict(validation), metrics, test)
+        return backbone, Data(train[1], dict(validation), metrics, labels, test)
 
     def can_share(self, config: Config, backbone: Backbone) -> bool:
         """Whether other runs can be in a pass with this one."""

@@ -87,7 +87,7 @@ def _differences(folder: RunFolder) -> Iterator[str]:
     from lora_exp.runs.provenance import provenance
 
     then = folder.provenance
-    now, patch = provenance(signature="", group="", overrides=[], gpu=None)
+    now, patch = provenance(signature="", group="", overrides=[], gpu=None, content={})
     yield from _code(then.get("git"), _patch(folder), now["git"], patch)
     before, after = then.get("packages") or {}, now["packages"]
     for name in sorted({*before, *after}):

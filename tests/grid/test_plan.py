@@ -171,6 +171,7 @@ def test_runs_are_written_down_before_they_are_trained(
         origin = run.folder.provenance
         assert origin["signature"] == run.folder.signature == run.identity.signature
         assert origin["group"] == run.identity.group
+        assert origin["content"] == run.identity.content
         assert origin["overrides"] == [f"seed={run.config.seed}"]
         assert origin["gpu"] == "A GPU"
         assert (run.folder.path / "status.json").exists()

@@ -152,14 +152,18 @@ def test_what_differs(store: Store, capsys: Capture) -> None:
     for run, version in ((one, "2.12"), (other, "2.13")):
         origin = json.loads((run.path / "run.json").read_text())
         more = {"packages": {"torch": version, "numpy": "2"}, "git": {"commit": "a" * 40}}
+        more["content"] = {"data": f"files:{run.signature[-1] * 64}", "backbone": "hub:x/tiny@main"}
         files.write_json(run.path / "run.json", origin | more)
     (other.path / "code.patch").write_text("diff")
     status, text = store.say(capsys, "compare", one.signature, other.signature)
     assert status == 0, text
     found = rows(text, "What differs\n")
     assert {"seed 1 2", "lora.r 1 16", "torch 2.12 2.13"} < {*found}
+    assert f"content of data files:{'1' * 12} files:{'2' * 12}" in found
     assert any(line.startswith("uncommitted changes none ") for line in found)
-    assert not any(line.startswith(("numpy", "code", "outputs")) for line in found)
+    assert not any(
+        line.startswith(("numpy", "code", "outputs", "content of backbone")) for line in found
+    )
 
 
 def test_the_same_config_with_other_content(store: Store, capsys: Capture) -> None:

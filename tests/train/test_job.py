@@ -16,9 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_exp import lora
 from lora_exp.errors import UserError
 from lora_exp.runs import predictions
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.signature import signature
 from lora_exp.train import checkpoint
 
 
@@ -52,6 +54,8 @@ def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
     assert folder.status["step"] == 6
     assert folder.name.endswith(folder.provenance["signature"])
     assert folder.provenance["overrides"][-1] == "train.eval_every=3"
+    content = folder.provenance["content"]
+    assert signature(folder.config, **content) == folder.signature
     lines = [(line["step"], line["split"]) for line in folder.metrics()]
     assert lines == [
         (2, "train"),
@@ -64,6 +68,8 @@ def test_the_folder_of_a_finished_run(tiny: Path, tmp_path: Path) -> None:
     done = folder.result
     assert done is not None
     assert done["trainable_parameters"] == 2_048 + 66
+    assert done["labels"] == ["unacceptable", "acceptable"]
+    assert done["backbone"] == lora.read(folder.adapter).backbone
     assert done["best_step"] in (3, 6)
     assert set(done["metrics"]) == {"loss", "accuracy", "matthews_correlation"}
     said = predictions.read(folder.predictions)["validation"]
