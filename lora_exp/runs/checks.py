@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
+from importlib.util import find_spec
 from collections.abc import Callable
 from string import Formatter
 
@@ -19,7 +21,13 @@ BIASES = ("none", "lora_only", "all")
 TASK_KINDS = ("classification", "agreement", "generation")
 CORPORA = ("e2e", "webnlg", "dart")
 METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman")
-TRACKERS = ("none", "wandb")
+TRACKERS = {
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+"""And the modules that each needs; those beside W&B are extras of their names."""
 WANDB_MODES = ("online", "offline", "disabled")
 SELECTIONS = ("best", "last")
 
@@ -192,7 +200,11 @@ def check(config: Config) -> None:
     positive("pack.size", config.pack.size)
     choice("device", config.device, DEVICES)
     require(0 <= config.seed < 2**32, "seed", config.seed, "must lie between 0 and 2^32 - 1.")
-    choice("tracker.name", config.tracker.name, TRACKERS)
+    choice("tracker.name", config.tracker.name, ("none", *TRACKERS))
+    for name in config.tracker.also:
+        choice("tracker.also", name, tuple(TRACKERS))
+    for name in (config.tracker.name, *config.tracker.also):
+        require(is_installed(name), "tracker", name, how_to_install(name))
     choice("tracker.mode", config.tracker.mode, WANDB_MODES)
 
     if problems:
@@ -206,6 +218,17 @@ def _check_generation(
     require(
         head_dropout is None,
         "model.head_dropout",
+@cache
+def is_installed(tracker: str) -> bool:
+    """Whether the packages of a tracker are there; nothing of them is imported."""
+    return all(find_spec(module) is not None for module in TRACKERS.get(tracker, ()))
+
+
+def how_to_install(tracker: str) -> str:
+    """What brings the packages of a tracker."""
+    return f"it is not installed: pip install 'lora-exp[{tracker}]'"
+
+
         head_dropout,
         "a language model's head has no dropout; leave it out.",
     )

@@ -274,15 +274,19 @@ class TrackerConfig:
     """Who watches, besides metrics.jsonl, which is always written."""
 
     name: str = "none"
-    """`none` or `wandb`."""
+    """`none`, `wandb`, `tensorboard`, `trackio` or `mlflow`."""
+    also: list[str] = field(default_factory=list)
+    """Others of them that watch as well."""
     mode: str = "online"
     """W&B: `online`, `offline` or `disabled`."""
     project: str = "lora-exp"
-    """W&B project."""
+    """Project of W&B and Trackio, experiment of MLflow."""
     entity: str | None = None
     """W&B user or team; null is your default."""
     tags: list[str] = field(default_factory=list)
-    """W&B tags."""
+    """Tags besides those of the grid and the study."""
+    artifact: bool = False
+    """W&B and MLflow: keep the adapter there as an artifact, too."""
 
 
 @dataclass

@@ -1,22 +1,18 @@
-"""Weights & Biases as a sink.
+"""Weights & Biases.
 
-Everything of W&B, the import included, happens in one daemon thread that a queue feeds: the run
-never waits for it, except for a bounded time in `finish`. W&B's own service process does the
-uploading.
+W&B's own service process does the uploading. The config goes there nested: W&B itself flattens it
+to dotted keys (`lora.r`) in its tables and filters, and keys that have dots already get in its way.
 
-A resumed run keeps its W&B id. Online, W&B then drops steps up to the last one it has; offline,
-each attempt leaves a folder of its own, all with the one id.
+A resumed run keeps its W&B id. Online, steps up to the last one that W&B has are not sent again;
+offline, each attempt leaves a folder of its own, all with the one id.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 from contextlib import suppress
-from queue import SimpleQueue
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import RunInfo
@@ -24,15 +20,6 @@ from lora_exp.track import RunInfo
 if TYPE_CHECKING:
     from wandb import Run
     from wandb.sdk.lib.service.service_connection import ServiceConnection
-
-FINISH_SECONDS = 30.0
-"""How long `finish` waits for W&B; offline takes about a second at most."""
-IMPATIENT_SECONDS = 2.0
-"""How long it waits once W&B has let this process wait in vain, until W&B is back."""
-
-log = logging.getLogger("lora_exp")
-
-_COORDINATES = ("step", "epoch", "split")
 
 _QUIET: dict[str, Any] = {
     "silent": True,
@@ -48,111 +35,89 @@ _QUIET: dict[str, Any] = {
     # W&B's stop button interrupts the process, and with it the neighbours in a pack.
     "stop_fn": lambda: None,
 }
+_service: ServiceConnection | None = None
 
 
-class WandbSink:
-    """One run on W&B.
+def start(tracker: TrackerConfig, info: RunInfo) -> WandbRun:
+    """Open the run at W&B."""
+    return WandbRun(tracker, info)
 
-    Trouble (no network, no login, no answer, no wandb) is one warning; what comes after it is
-    discarded. Neither method raises.
-    """
 
-    _waited_in_vain: ClassVar[bool] = False
+class WandbRun:
+    """One run on W&B."""
 
-    def __init__(self, tracker: TrackerConfig, run: RunInfo) -> None:
-        """Start W&B in the background.
-
-        Args:
-            tracker: mode, project, entity and tags.
-            run: what W&B is told about the run.
-        """
-        # W&B reports its own errors to its server, and at exit waits for the answer.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        self._tracker = tracker
-        self._info = run
-        self._steps: SimpleQueue[tuple[int, dict[str, Any]] | None] = SimpleQueue()
-        self._ending: tuple[str, dict[str, Any]] = ("failed", {})
-        self._unwarned = Lock()
-        self._service: ServiceConnection | None = None
-        self._thread = Thread(target=self._work, name="lora_exp-wandb", daemon=True)
-        self._thread.start()
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Pass on one line of `metrics.jsonl`; its values are named `split/name`."""
-        if not self._thread.is_alive():
-            return
-        split = record["split"]
-        values = {f"{split}/{k}": v for k, v in record.items() if k not in _COORDINATES}
-        self._steps.put((record["step"], {"epoch": record["epoch"], **values}))
-
-    def finish(self, state: str, summary: dict[str, Any]) -> None:
-        """Mark the run as `done`, `preempted` or, with any other state, failed.
-
-        Waits for W&B to take what was logged, at most `FINISH_SECONDS`.
-
-        Args:
-            state: how the run ended.
-            summary: goes to W&B's summary, beside the last value of each metric.
-        """
-        self._ending = (state, summary)
-        self._steps.put(None)
-        patience = IMPATIENT_SECONDS if WandbSink._waited_in_vain else FINISH_SECONDS
-        self._thread.join(patience)
-        WandbSink._waited_in_vain = gave_up = self._thread.is_alive()
-        if gave_up:
-            self._warn(f"no answer for {patience:g} s")
-
-    def _work(self) -> None:
-        try:
-            run = self._start()
-            while (item := self._steps.get()) is not None:
-                step, values = item
-                # Records of one step are merged: W&B keeps a step open until a later one.
-                run.log(values, step=step)
-            state, summary = self._ending
-            run.summary.update(summary)
-            if state == "preempted":
-                # With an exit code other than 0 this is W&B's `preempted`: it expects a resume.
-                run.mark_preempting()
-            run.finish(exit_code=0 if state == "done" else 1)
-        except Exception as error:
-            self._warn(str(error) or type(error).__name__)
-
-    def _start(self) -> Run:
+    def __init__(self, tracker: TrackerConfig, info: RunInfo) -> None:
         import wandb
 
-        # Silence must be known before W&B looks for a login: then it never asks for one.
-        settings = {"mode": self._tracker.mode, **_QUIET}
-        self._service = wandb.setup(wandb.Settings(**settings)).ensure_service()
-        return wandb.init(
-            id=self._info.signature,
+        settings = quiet(tracker.mode)
+        self._info = info
+        self._run: Run = wandb.init(
+            id=info.signature,
             resume="allow",
-            group=self._info.group,
-            name=self._info.name,
-            config=self._info.config,
-            dir=self._info.outputs,
-            project=self._tracker.project,
-            entity=self._tracker.entity,
-            tags=self._tracker.tags,
+            group=info.group,
+            job_type=info.method,
+            name=info.name,
+            config=info.config,
+            dir=info.outputs,
+            project=tracker.project,
+            entity=tracker.entity,
+            tags=list(dict.fromkeys([*tracker.tags, *info.tags])),
             # Runs of a pack are tracked side by side in one process.
             reinit="create_new",
-            settings=wandb.Settings(**settings),
+            settings=settings,
         )
 
-    def _warn(self, reason: str) -> None:
-        if not self._unwarned.acquire(blocking=False):
-            return
-        log.warning(
-            "W&B does not follow %s: %s. The run goes on, and metrics.jsonl has it all. "
-            "Log in with `wandb login`, or keep W&B's files here with tracker.mode=offline; "
-            "what it kept so far is in %s (`wandb sync`).",
-            self._info.name,
-            " ".join(reason.split()).rstrip("."),
-            self._info.outputs / "wandb",
-        )
-        if self._service is not None and self._tracker.mode == "online":
-            # Registered after W&B's own exit hook, it runs before it.
-            atexit.register(_stop, self._service)
+    def log(self, step: int, values: dict[str, float]) -> bool:
+        """Records of one step are merged: W&B keeps a step open until a later one."""
+        if step < self._run.starting_step:
+            return False
+        self._run.log(values, step=step)
+        return True
+
+    def finish(self, state: str, summary: dict[str, float]) -> None:
+        """The run is `done`, `preempted` or, with any other state, failed."""
+        import wandb
+
+        self._run.summary.update(summary)
+        if state == "done" and self._info.adapter is not None:
+            name = f"adapter-{self._info.signature}"
+            adapter = wandb.Artifact(name, type="adapter", metadata={"run": self._info.name})
+            adapter.add_dir(str(self._info.adapter))
+            self._run.log_artifact(adapter)
+        if state == "preempted":
+            # With an exit code other than 0 this is W&B's `preempted`: it expects a resume.
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if state == "done" else 1)
+
+
+def quiet(mode: str) -> Any:
+    """W&B's settings, silent; its service runs by then.
+
+    Silence must be known before W&B looks for a login: then it never asks for one.
+    """
+    global _service
+    # W&B reports its own errors to its server, and at exit waits for the answer.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    settings = wandb.Settings(mode=mode, **_QUIET)  # pyright: ignore[reportArgumentType]
+    _service = wandb.setup(settings).ensure_service()
+    return settings
+
+
+def give_up(tracker: TrackerConfig, info: RunInfo) -> str:
+    """W&B does not answer: do not wait for it at exit either.
+
+    Returns:
+        What the user can do.
+    """
+    if _service is not None and tracker.mode == "online":
+        # Registered after W&B's own exit hook, it runs before it.
+        atexit.register(_stop, _service)
+    return (
+        " Log in with `wandb login`, or keep W&B's files here with tracker.mode=offline; what it "
+        f"kept so far is in {info.outputs / 'wandb'}."
+    )
 
 
 def _stop(service: ServiceConnection) -> None:

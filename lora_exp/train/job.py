@@ -7,7 +7,7 @@ import platform
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,20 +227,13 @@ def member(
 
     before, origin = folder.status, folder.provenance
     attempt = before.get("attempt", 0) + 1
-    info = track.RunInfo(
-        signature=folder.watched_as,
-        group=origin.get("group", ""),
-        name=folder.name,
-        config=asdict(config),
-        outputs=Path(config.outputs),
-    )
     first = ranks is None or ranks.first
     run = Run(
         config=config,
         folder=folder,
         backbone=backbone,
         data=data,
-        sinks=track.sinks(config.tracker, info) if first else [],
+        sinks=track.sinks(config.tracker, folder) if first else [],
         attempt=attempt,
         name=name,
         ranks=ranks,

@@ -429,7 +429,7 @@ class Run:
         }
         if self.ranks.first:
             self.folder.finish(result, **self._position())
-        self._end("done", best["metrics"] | written)
+        self._end("done", result)
         return result
 
     def preempt(self, state: State = "preempted", *, save: bool = True) -> None:
@@ -442,7 +442,7 @@ class Run:
         if save:
             self.save()
         self._set_status(state)
-        self._end(state, {})
+        self._end(state)
 
     def abandon(self) -> None:
         """Leave the run to the process that has taken it over, and write nothing more."""
@@ -456,7 +456,7 @@ class Run:
         self.log.error("preempted: %s", reason)
         with suppress(OSError, Fenced):
             self._set_status("preempted", reason=reason)
-        self._end("preempted", {})
+        self._end("preempted")
 
     def fail(self, reason: str, error: Exception | None = None) -> None:
         """Give up; everything written so far stays."""
@@ -464,9 +464,9 @@ class Run:
         self.log.error("failed: %s", reason, exc_info=error)
         with suppress(OSError, Fenced):  # what cannot be written may be the reason
             self._set_status("failed", reason=reason)
-        self._end("failed", {})
+        self._end("failed")
 
-    def _end(self, state: State, summary: dict[str, float]) -> None:
+    def _end(self, state: State, result: dict[str, Any] | None = None) -> None:
         self.state = state
         for sink in self.sinks:
             sink.finish(state, summary)

@@ -21,6 +21,7 @@ from wandb_files import history, stored, summary, values
 
 from lora_exp import track
 from lora_exp.runs.config import TrackerConfig
+from lora_exp.runs.folder import RunFolder
 
 KEY = "c0ffee" * 7
 RECORDS = [
@@ -40,24 +41,45 @@ MERGED = {
     },
     3: {"epoch": 1.5, "train/loss": 0.25, "train/lr": 0.0},
 }
-SUMMARY = {"accuracy": 0.875, "best_epoch": 1}
+RESULT = {
+    "metrics": {"accuracy": 0.875, "loss": 0.625},
+    "last_metrics": {"accuracy": 0.5},
+    "best_epoch": 1.0,
+    "trainable_parameters": 1000,
+    "missing": {"meteor": "no Java"},
+}
+SUMMARY = {"accuracy": 0.875, "loss": 0.625, "best_epoch": 1.0, "trainable_parameters": 1000}
 CONFIG = {"seed": 1, "lora": {"r": 8, "placement": {"preset": "qv"}}}
 
 PROGRAM = """
 import json, logging, sys, time
 from pathlib import Path
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import RunInfo, sinks, wandb as sink
+from lora_exp.track import RunInfo, background, wandb
 
 logging.basicConfig(format="%(levelname)s %(message)s")
 told = json.loads(sys.argv[1])
-sink.FINISH_SECONDS, sink.IMPATIENT_SECONDS = told["patience"], told["patience"] / 10
-sink._QUIET |= told["settings"]
+background.FINISH_SECONDS = told["patience"]
+background.IMPATIENT_SECONDS = told["patience"] / 10
+wandb._QUIET |= told["settings"]
 tracker = TrackerConfig(name="wandb", mode=told["mode"], project="p", tags=["a", "b"])
+Path("adapter").mkdir(exist_ok=True)
+Path("adapter", "weights").write_text("trained")
 runs = {
-    state: sinks(
-        tracker, RunInfo(f"id-{state}", "group", f"run {state}", told["config"], Path("outputs"))
-    )[0]
+    state: background.Background(
+        "wandb",
+        tracker,
+        RunInfo(
+            f"id-{state}",
+            "group",
+            f"run {state}",
+            told["config"],
+            Path("outputs"),
+            method="lora",
+            tags=("b", "study"),
+            adapter=Path("adapter") if told["artifact"] else None,
+        ),
+    )
     for state in told["states"]
 }
 for record in told["records"]:
@@ -66,7 +88,7 @@ for record in told["records"]:
 time.sleep(told["training"])
 finishing = time.monotonic()
 for state, run in runs.items():
-    run.finish(state, told["summary"])
+    run.finish(state, told["result"])
 print(json.dumps(time.monotonic() - finishing))
 """
 
@@ -88,6 +110,7 @@ def watched(
     training: float = 0.0,
     server: str | None = None,
     key: str | None = KEY,
+    artifact: bool = False,
     **settings: Any,
 ) -> Ended:
     """Run `PROGRAM` at a terminal, in `folder`, until its pipes are closed as well."""
@@ -98,7 +121,8 @@ def watched(
         "patience": patience,
         "training": training,
         "config": CONFIG,
-        "summary": SUMMARY,
+        "result": RESULT,
+        "artifact": artifact,
         "settings": settings,
     }
     variables = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
@@ -148,13 +172,28 @@ def test_offline_files_hold_what_was_logged(tmp_path: Path) -> None:
             "group",
             f"run {state}",
         )
-        assert (run.project, list(run.tags)) == ("p", ["a", "b"])
+        assert (run.project, run.job_type) == ("p", "lora")
+        assert list(run.tags) == ["a", "b", "study"]
         assert values(run.config.update) == CONFIG
 
         assert summary(records) == {**MERGED[1], **MERGED[2], **MERGED[3], **SUMMARY}
 
         assert [r.exit.exit_code for r in records if r.HasField("exit")] == [exit_code]
         assert any(r.HasField("preempting") for r in records) == (state == "preempted")
+
+
+def test_the_adapter_of_a_run_that_is_done_is_an_artifact_when_asked(tmp_path: Path) -> None:
+    assert not watched(tmp_path, "offline", "done", "failed", artifact=True).warnings
+    (done,), (failed,) = (files(tmp_path, f"id-{state}") for state in ("done", "failed"))
+    artifacts = [
+        record.request.log_artifact.artifact if record.HasField("request") else record.artifact
+        for record in stored(done)
+        if record.HasField("artifact") or record.request.HasField("log_artifact")
+    ]
+    (artifact,) = artifacts
+    assert (artifact.type, artifact.name) == ("adapter", "adapter-id-done")
+    assert [entry.path for entry in artifact.manifest.contents] == ["weights"]
+    assert not any(record.HasField("artifact") for record in stored(failed))
 
 
 def test_resumed_run_keeps_its_id(tmp_path: Path) -> None:
@@ -287,9 +326,11 @@ def test_without_a_login_nobody_is_asked_for_one(tmp_path: Path) -> None:
     "tracker", [TrackerConfig(), TrackerConfig(name="wandb", mode="disabled")], ids=str
 )
 def test_no_tracker_no_sinks(tmp_path: Path, tracker: TrackerConfig) -> None:
-    assert track.sinks(tracker, track.RunInfo("s", "g", "n", {}, tmp_path)) == []
+    assert track.sinks(tracker, RunFolder(tmp_path / "nowhere")) == []
 
 
-def test_wandb_is_imported_only_by_a_sink_at_work() -> None:
-    code = "import sys, lora_exp.track.wandb; assert 'wandb' not in sys.modules"
+def test_trackers_are_imported_only_by_a_sink_at_work() -> None:
+    names = ("wandb", "tensorboard", "trackio", "mlflow")
+    imports = ", ".join(f"lora_exp.track.{name}" for name in names)
+    code = f"import sys, {imports}; assert not {{*{names}}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
