@@ -7,6 +7,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from lora_exp.runs.config import ModelConfig, TaskConfig
 
@@ -57,12 +58,37 @@ def write(folder: Path, lengths: Sequence[int]) -> Path:
     return folder
 
 
-def save_model(folder: Path, architecture: str) -> str:
-    """RoBERTa-base or GPT-2 medium with random weights, and a tokenizer of `WORDS`.
+SIZES: dict[str, dict[str, Any]] = {
+    "roberta": {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
+    "gpt2": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "deberta-v2": {
+        "vocab_size": 128100,
+        "hidden_size": 1536,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 24,
+        "intermediate_size": 6144,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
+}
+"""RoBERTa-base, GPT-2 medium and large, DeBERTa-v2-XXL: what their configs on the hub say."""
+
+
+def save_model(folder: Path, architecture: str, dtype: str = "float32") -> str:
+    """A model with random weights, and a tokenizer of `WORDS`.
 
     Args:
         folder: where to.
-        architecture: `roberta` or `gpt2`.
+        architecture: of `SIZES`.
+        dtype: of the weights.
 
     Returns:
         The folder, as in `model.name_or_path`.
@@ -71,13 +97,11 @@ def save_model(folder: Path, architecture: str) -> str:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    sizes = {
-        "roberta": {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
-        "gpt2": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
-    }
-    config = transformers.AutoConfig.for_model(architecture, **sizes[architecture])
+    kind = architecture.removesuffix("-large")
+    config = transformers.AutoConfig.for_model(kind, **SIZES[architecture])
     torch.manual_seed(0)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    model = transformers.AutoModel.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
