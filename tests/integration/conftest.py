@@ -1,4 +1,4 @@
-"""The cluster that SLURM_CONF names: that of tests/cluster/start."""
+"""What tests of whole commands need."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def cluster() -> None:
-    """Without one there is nothing to test."""
+    """The one that SLURM_CONF names: that of tests/cluster/start."""
     if "SLURM_CONF" not in os.environ:
         pytest.skip('needs a SLURM cluster: eval "$(tests/cluster/start)"')

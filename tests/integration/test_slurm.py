@@ -34,7 +34,7 @@ from lora_exp.runs.grid import Grid
 
 CHECKOUT = Path(__file__).parents[2]
 ON_N1 = ("+hydra.launcher.additional.nodelist=n1", "hydra.launcher.gpus=0")
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("cluster")]
 
 
 @dataclass
