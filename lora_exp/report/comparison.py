@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from lora_exp.report import examples, texts
+from lora_exp.report.curves import evaluations, evenly
+from lora_exp.report.described import configured, origin
 from lora_exp.report.groups import Group, grouped
 from lora_exp.report.pivot import NONE
 from lora_exp.report.significance import paired_t, told
@@ -17,7 +17,7 @@ from lora_exp.report.units import DECIMALS, in_percent, scale
 from lora_exp.runs import predictions
 from lora_exp.runs.predictions import Predictions
 from lora_exp.runs.records import RunRecord
-from lora_exp.runs.selector import kinds, text_of, value_of
+from lora_exp.runs.selector import value_of
 from lora_exp.text import duration, size
 
 CURVE_ROWS = 10
@@ -25,9 +25,6 @@ FINE = 4
 """Decimals of what is not in percent."""
 SHOWN = 5
 """Most examples of a disagreement that are shown."""
-DIGEST = re.compile("[0-9a-f]{64}")
-NOBODY_CARES = {"outputs", "grid", "dry_run", "detach", "rerun"}
-"""Keys that tell nothing about a run."""
 
 
 class Comparison:
@@ -79,10 +76,10 @@ class Comparison:
     # -- what differs --------------------------------------------------------------------------
 
     def _differences(self) -> Table:
-        described = [{**_config(run), **_origin(run)} for run in self.runs]
+        written = [{**configured(run), **origin(run)} for run in self.runs]
         rows = []
-        for key in dict.fromkeys(key for one in described for key in one):
-            values = [one.get(key, NONE) for one in described]
+        for key in dict.fromkeys(key for one in written for key in one):
+            values = [one.get(key, NONE) for one in written]
             if len({*values}) > 1:
                 rows.append([key, *values])
         notes = self._content()
@@ -107,7 +104,7 @@ class Comparison:
     # -- how they learned ----------------------------------------------------------------------
 
     def _curves(self) -> Table:
-        curves = [_curve(run) for run in self.runs]
+        curves = [evaluations(run) for run in self.runs]
         split = next((one["split"] for curve in curves for one in curve.values()), "")
         metrics = [
             metric
@@ -116,7 +113,7 @@ class Comparison:
         ]
         epochs = sorted({epoch for curve in curves for epoch in curve})
         rows = []
-        for epoch in _spread(epochs, CURVE_ROWS):
+        for epoch in evenly(epochs, CURVE_ROWS):
             lines = [_until(curve, epoch) for curve in curves]
             numbers = [
                 _number(metric, line.get(metric)) if line else ""
@@ -271,48 +268,6 @@ class Comparison:
 def _stem(run: RunRecord) -> str:
     """What the names of a group's runs have in common."""
     return run.name.rpartition("-seed")[0]
-
-
-def _config(run: RunRecord) -> dict[str, str]:
-    return {key: text_of(value_of(run, key)) for key in kinds() if key not in NOBODY_CARES}
-
-
-def _origin(run: RunRecord) -> dict[str, str]:
-    """Content of data and backbone, code, packages and machine."""
-    origin = run.origin
-    told = {
-        f"content of {what}": DIGEST.sub(lambda found: found[0][:12], print_)
-        for what, print_ in (origin.get("content") or {}).items()
-    }
-    told |= {"code": str((origin.get("git") or {}).get("commit", NONE))[:12]}
-    try:
-        patch = (run.folder.path / "code.patch").read_bytes()
-        told["uncommitted changes"] = hashlib.sha256(patch).hexdigest()[:12]
-    except FileNotFoundError:
-        told["uncommitted changes"] = "none"
-    told |= {name: str(version) for name, version in (origin.get("packages") or {}).items()}
-    return told | {"host": str(origin.get("host")), "GPU": str(origin.get("gpu"))}
-
-
-def _curve(run: RunRecord) -> dict[float, Mapping[str, Any]]:
-    """The evaluations on the first validation split, by epoch."""
-    found: dict[float, Mapping[str, Any]] = {}
-    split = None
-    for line in run.folder.metrics():
-        name = line.get("split")
-        if name in ("train", "test"):
-            continue
-        split = split or name
-        if name == split:
-            found[line["epoch"]] = line
-    return found
-
-
-def _spread(values: Sequence[float], most: int) -> list[float]:
-    """So many of them at even distances, the first and the last included."""
-    if len(values) <= most:
-        return [*values]
-    return [values[round(n * (len(values) - 1) / (most - 1))] for n in range(most)]
 
 
 def _until(curve: Mapping[float, Mapping[str, Any]], epoch: float) -> Mapping[str, Any] | None:

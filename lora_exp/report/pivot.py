@@ -79,14 +79,19 @@ class Pivot:
         rows = _sorted({place.row for place in self.places})
         columns = self._columns()
         at = {(p.row, p.column, p.metric if self.metrics else None): p for p in self.places}
-        best = self._best()
+        best = self.best()
+        mixed = {
+            column for column, metric in columns if not metric and len(self._measured[column]) > 1
+        }
         averaged = self.columns == ["task"] and len(columns) > 1 and len(self.metrics) < 2
         body = []
         for row in rows:
             found = [at.get((row, column, metric)) for column, metric in columns]
             cells = [Cell(text_of(value)) for value in row]
             cells += [
-                Cell(NONE) if place is None else Cell(_told(place), id(place) in best)
+                Cell(NONE)
+                if place is None
+                else Cell(_told(place, named=place.column in mixed), id(place) in best)
                 for place in found
             ]
             if averaged:
@@ -99,9 +104,17 @@ class Pivot:
             title=f"{count(len(runs))} in {count(len(self.groups), 'group')}",
             header=header,
             rows=body,
-            notes=self._notes(averaged),
+            notes=self.notes(averaged=averaged),
             records=[self._record(place, id(place) in best) for place in self.places],
             labels=len(self.rows),
+        )
+
+    def ordered(self) -> list[Place]:
+        """The places, column by column, each from its first row to its last."""
+        metrics = {name: number for number, name in enumerate(self.metrics)}
+        return sorted(
+            self.places,
+            key=lambda p: (_order(p.column), _order(p.row), metrics.get(p.metric or "", 0)),
         )
 
     def _columns(self) -> list[tuple[Key, str | None]]:
@@ -110,7 +123,7 @@ class Pivot:
 
     def _heading(self, column: Key, metric: str | None) -> str:
         """The values of the keys, and the metric where all groups of the column have the same."""
-        names = {place.metric for place in self.places if place.column == column}
+        names = self._measured[column]
         name = metric or (next(iter(names)) if len(names) == 1 else None)
         words = [
             text_of(value) if key == "task" else f"{key}={text_of(value)}"
@@ -118,9 +131,17 @@ class Pivot:
         ]
         return "\n".join([*words, *([name] if name else [])])
 
-    def _best(self) -> set[int]:
-        """The places whose mean is the best and is told from all others that it competes with:
-        those of the same task and metric, in its column unless the tasks are the rows."""
+    @cached_property
+    def _measured(self) -> dict[Key, set[str]]:
+        """By the values of a column's keys, the metrics that its places have."""
+        found: dict[Key, set[str]] = {}
+        for place in self.places:
+            found.setdefault(place.column, set()).update([place.metric] if place.metric else [])
+        return found
+
+    def best(self) -> set[int]:
+        """The ids of the places whose mean is the best and is told from all others that it competes
+        with: those of the same task and metric, in its column unless the tasks are the rows."""
         contests: dict[Key, list[Place]] = {}
         for place in self.places:
             if place.summary is not None:
@@ -155,7 +176,8 @@ class Pivot:
             "peak_memory_bytes": max(group.of_results("peak_memory_bytes"), default=None),
         }
 
-    def _notes(self, averaged: bool) -> list[str]:
+    def notes(self, *, averaged: bool = False) -> list[str]:
+        """How the numbers came about."""
         notes = [
             "Mean ± standard deviation (median; seeds) of the selected evaluation of each run."
         ]
@@ -213,18 +235,26 @@ def _hashable(value: Any) -> Any:
 
 
 def _sorted(keys: Iterable[Key]) -> list[Key]:
-    def order(value: Any) -> tuple[int, Any]:
+    return sorted(keys, key=_order)
+
+
+def _order(key: Key) -> list[tuple[int, Any]]:
+    """By numbers, then GLUE's tasks as published, then all else by its text."""
+
+    def place(value: Any) -> tuple[int, Any]:
         if isinstance(value, int | float):
             return (0, value)
         return (1, GLUE.index(value)) if value in GLUE else (2, text_of(value))
 
-    return sorted(keys, key=lambda key: [order(value) for value in key])
+    return [place(value) for value in key]
 
 
-def _told(place: Place) -> str:
-    """A cell: no line is broken inside what belongs together."""
+def _told(place: Place, *, named: bool) -> str:
+    """A cell, with its metric's name if the heading has none: no line is broken inside what belongs
+    together."""
     parts = []
     if place.summary is not None:
+        parts += [place.metric or ""] * named
         parts.append(spread(place.summary, place.metric or ""))
         middle = place.summary.median * scale(place.metric or "")
         parts.append(f"({middle:.{DECIMALS}f};{JOINED}{place.summary.seeds})")

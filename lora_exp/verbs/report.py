@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ import typer
 from lora_exp.errors import UserError
 from lora_exp.report import published, table
 from lora_exp.report.groups import grouped
+from lora_exp.report.page.content import Content, content
+from lora_exp.report.page.document import document
 from lora_exp.report.pivot import COLUMNS, ROWS, Pivot
 from lora_exp.report.standing import standing
 from lora_exp.report.table import Table
@@ -45,36 +48,109 @@ def report(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
     latex: Annotated[Path | None, typer.Option(metavar="FILE", help="With booktabs.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A page with charts; it needs no network.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option(help="Serve the page of --html here, and follow the runs until Ctrl-C.")
+    ] = False,
     outputs: Outputs = Path("outputs"),
 ) -> None:
     """Runs that differ only in their seed, together: mean, standard deviation, median, what is
     significantly best, what is missing; and ours beside the published numbers."""
-    asked = _keys("--rows", rows), _keys("--columns", columns)
-    if both := {*asked[0]} & {*asked[1]}:
+    keys = _keys("--rows", rows), _keys("--columns", columns)
+    if both := {*keys[0]} & {*keys[1]}:
         raise UserError(f"--columns {columns}: {', '.join(both)} is among the rows already.")
     targets = {
         kind: file
-        for kind, file in {"csv": csv, "markdown": markdown, "latex": latex, "json": json}.items()
+        for kind, file in {
+            "csv": csv,
+            "markdown": markdown,
+            "latex": latex,
+            "json": json,
+            "html": html,
+        }.items()
         if file is not None
     }
     for kind, file in targets.items():
         if str(file) != "-" and not file.absolute().parent.is_dir():
             raise UserError(f"--{kind} {file}: there is no folder {file.absolute().parent}.")
+    if watch and (html is None or str(html) == "-"):
+        raise UserError("--watch serves the page of --html FILE: give both.")
     if study is not None:
         published.check(study)
-    gc.disable()  # all that is read stays to the end; to look for garbage in it takes its time
-    try:
-        chosen = _chosen(filters or (), study, outputs)
-        if study is not None:
-            tables = published.study_tables(study, chosen)
-        else:
-            pivot = Pivot(grouped(chosen), *asked, metrics=metric.split(",") if metric else ())
-            tables = [pivot.table(), *_studies(chosen)]
-        if chosen:
-            tables[0].notes.extend(standing(chosen))
-    finally:
-        gc.enable()
-    _write(tables, targets)
+    asked = Asked(filters or (), *keys, metric.split(",") if metric else (), study, outputs)
+    answer = asked.answer(page=html is not None)
+    _write(answer, targets)
+    if watch:
+        assert answer.page is not None
+        assert html is not None
+        _follow(asked, answer.page, html)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What there is to tell of the runs as they stand."""
+
+    tables: list[Table]
+    page: Content | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants to know."""
+
+    filters: Sequence[str]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    metrics: Sequence[str]
+    study: str | None
+    outputs: Path
+
+    def answer(self, *, page: bool) -> Answer:
+        """Read the runs.
+
+        Args:
+            page: with what the page shows.
+        """
+        gc.disable()  # all that is read stays to the end; to look for garbage in it takes its time
+        try:
+            chosen = _chosen(self.filters, self.study, self.outputs)
+            pivot = Pivot(grouped(chosen), self.rows, self.columns, self.metrics)
+            if self.study is not None:
+                own, tables = [], published.study_tables(self.study, chosen)
+            else:
+                own, tables = [pivot.table()], _studies(chosen)
+            told = standing(chosen) if chosen else []
+            shown = content(self._title, pivot, tables, told) if page else None
+            (own or tables)[0].notes.extend(told)
+            return Answer([*own, *tables], shown)
+        finally:
+            gc.enable()
+
+    @property
+    def _title(self) -> str:
+        if self.study is not None:
+            return f"Study {self.study}"
+        narrowed = f"Runs with {' '.join(self.filters)}" if self.filters else "All runs"
+        return f"{narrowed} in {self.outputs}"
+
+
+def _follow(asked: Asked, page: Content, file: Path) -> None:
+    """Serve the page until Ctrl-C, and leave it in its file as it was then."""
+    from lora_exp.report.page.server import follow, serving
+
+    def look() -> Content:
+        answer = asked.answer(page=True)
+        assert answer.page is not None
+        return answer.page
+
+    with serving(page) as server:
+        typer.echo(f"{server.address} follows the runs. Ctrl-C ends it, and leaves {file}.")
+        try:
+            follow(look, server)
+        except KeyboardInterrupt:
+            _write_file("html", file, document(server.shown[0]))
 
 
 def _keys(option: str, given: str) -> list[str]:
@@ -112,20 +188,25 @@ def _studies(runs: Sequence[RunRecord]) -> list[Table]:
     ]
 
 
-def _write(tables: Sequence[Table], targets: dict[str, Path]) -> None:
+def _write(answer: Answer, targets: dict[str, Path]) -> None:
     for kind, file in targets.items():
-        content = FORMATS[kind](tables)
+        page = answer.page if kind == "html" else None
+        text = FORMATS[kind](answer.tables) if page is None else document(page)
         if str(file) == "-":
-            sys.stdout.write(content)
-            continue
-        try:
-            files.write(file, content)
-        except OSError as error:
-            raise UserError(f"--{kind} {file}: cannot be written ({error.strerror}).") from error
-        typer.echo(f"{file}: written.", err=True)
+            sys.stdout.write(text)
+        else:
+            _write_file(kind, file, text)
     if not targets:
         console = table.terminal()
-        for number, one in enumerate(tables):
+        for number, one in enumerate(answer.tables):
             if number:
                 console.print()
             table.draw(one, console)
+
+
+def _write_file(kind: str, file: Path, text: str) -> None:
+    try:
+        files.write(file, text)
+    except OSError as error:
+        raise UserError(f"--{kind} {file}: cannot be written ({error.strerror}).") from error
+    typer.echo(f"{file}: written.", err=True)
