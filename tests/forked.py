@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -22,19 +23,45 @@ class Ended:
     """What it wrote to stdout and stderr."""
 
 
-def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
+def run(
+    *arguments: str,
+    before: Callable[[], None] | None = None,
+    kill_after: float | None = None,
+) -> Ended:
     """`python -m lora_exp ARGUMENTS` in a child.
 
     Args:
         arguments: of the command line.
         before: called in the child first; may patch what it likes.
+        kill_after: as in `call`.
     """
-    import torch
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    import lora_exp.train.loop  # noqa: F401 (so that no child has to)
     from lora_exp import cli, console
+
+    def command() -> None:
+        console.console.file = sys.stderr
+        GlobalHydra.instance().clear()  # of a child that has a child, or of another test
+        HydraConfig.instance().cfg = None
+        sys.argv = ["lora_exp", *arguments]
+        if before is not None:
+            before()
+        cli.main()
+
+    return call(command, kill_after=kill_after)
+
+
+def call(action: Callable[[], object], *, kill_after: float | None = None) -> Ended:
+    """Do something in a child.
+
+    Args:
+        action: what to do.
+        kill_after: seconds after which the child is killed, with all that it has started.
+    """
+    import torch
+
+    import lora_exp.train.loop  # noqa: F401 (so that no child has to)
 
     assert torch.get_num_threads() == 1, "forking after threads were started is not safe"
     with tempfile.TemporaryFile("w+") as output:
@@ -42,17 +69,12 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
         if child == 0:
             status = 70
             try:
+                os.setpgid(0, 0)
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 sys.stdout = os.fdopen(1, "w", closefd=False)
                 sys.stderr = os.fdopen(2, "w", closefd=False)
-                console.console.file = sys.stderr
-                GlobalHydra.instance().clear()  # of a child that has a child, or of another test
-                HydraConfig.instance().cfg = None
-                sys.argv = ["lora_exp", *arguments]
-                if before is not None:
-                    before()
-                cli.main()
+                action()
                 status = 0
             except SystemExit as leaving:
                 status = leaving.code if isinstance(leaving.code, int) else 1
@@ -64,9 +86,19 @@ def run(*arguments: str, before: Callable[[], None] | None = None) -> Ended:
                     sys.stderr.flush()
                 finally:
                     os._exit(status)  # whatever happens: a child must not go on with the tests
+        if kill_after is not None and not _ends_within(child, kill_after):
+            os.killpg(child, signal.SIGKILL)
         _, code = os.waitpid(child, 0)
         output.seek(0)
         return Ended(os.waitstatus_to_exitcode(code), output.read())
+
+
+def _ends_within(child: int, seconds: float) -> bool:
+    descriptor = os.pidfd_open(child)
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
 
 
 def kill_on_call(
