@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from string import Formatter
 
 from lora_exp.errors import UserError
+from lora_exp.runs import bounds
 from lora_exp.runs.config import Config, TaskConfig
 
 METHODS = ("lora", "full", "full_top", "bitfit", "adapter", "prefix", "prompt")
@@ -38,27 +38,34 @@ def check(config: Config) -> None:
     Raises:
         UserError: with one line for each value that cannot be, all of them at once.
     """
-    problems: list[str] = []
+    problems = bounds.problems(config)
+    told = {problem.split("=")[0] for problem in problems}
 
     def require(holds: bool, key: str, value: object, rule: str) -> None:
-        if not holds:
+        if not holds and key not in told:
             problems.append(f"{key}={value}: {rule}")
 
     def choice(key: str, value: str, options: tuple[str, ...]) -> None:
-        if value not in options:
-            problems.append(f"{key}={value}: must be one of {', '.join(options)}.")
+        require(value in options, key, value, f"must be one of {', '.join(options)}.")
+
+    def named(key: str, value: str) -> None:
+        require(bounds.is_name(value), key, value, "a name is made of letters, digits, and - _ .")
 
     def share(key: str, value: float | None) -> None:
         require(value is None or 0 <= value < 1, key, value, "must be at least 0 and below 1.")
 
     def positive(key: str, value: float | None) -> None:
-        finite = value is None or math.isfinite(value)
-        require(finite, key, value, "must be a finite number.")
-        require(not finite or value is None or value > 0, key, value, "must be greater than 0.")
+        require(value is None or value > 0, key, value, "must be greater than 0.")
 
     task, model, lora, train = config.task, config.model, config.lora, config.train
     decoding = config.decoding
 
+    named("task.name", task.name)
+    for split in (*task.validation, *([] if task.test is None else [task.test])):
+        named("task.test" if split == task.test else "task.validation", split)
+    if config.grid is not None:
+        named("grid", config.grid)
+    require(task.data_seed >= 0, "task.data_seed", task.data_seed, "must be at least 0.")
     choice("task.kind", task.kind, TASK_KINDS)
     for metric in task.metrics or ():
         choice("task.metrics", metric, METRICS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lora_exp.errors import UserError
-from lora_exp.runs import files
+from lora_exp.runs import bounds, files
 from lora_exp.runs.folder import RunFolder
 
 ENDED = ("done", "failed", "cancelled")
@@ -144,7 +143,7 @@ def check_name(name: str | None) -> None:
     Raises:
         UserError: if it cannot.
     """
-    if name is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+    if name is not None and not bounds.is_name(name):
         raise UserError(f"grid={name}: a name is made of letters, digits, and - _ .")
 
 

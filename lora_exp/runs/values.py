@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from lora_exp.errors import UserError
 from lora_exp.runs.config import Config
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def from_mapping(values: Any) -> Config:
 
     Raises:
         OmegaConfBaseException: for an unknown key, a missing value or one of the wrong type.
+        UserError: for a list in a list.
     """
     # As plain values: a typed node would bring keys that were added to it (`+key=value`) along.
     if isinstance(values, DictConfig):
@@ -46,9 +48,25 @@ def from_mapping(values: Any) -> Config:
     config = _exact(Config, values)
     if config is None:  # a value to be converted, or a mistake
         plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+        _check_lists(plain)
         config = OmegaConf.to_object(OmegaConf.merge(_types(), plain))
     assert isinstance(config, Config)
     return config
+
+
+def _check_lists(node: Any, key: str = "") -> None:
+    """Refuse what stands in a list and is no plain value: OmegaConf would make text of it.
+
+    Raises:
+        UserError: with its key.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_lists(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            if isinstance(value, list | dict):
+                raise UserError(f"{key}={node}: {value} stands in a list of plain values.")
 
 
 def _exact(kind: type, values: dict[Any, Any]) -> Any | None:
