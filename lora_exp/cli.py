@@ -25,6 +25,8 @@ VERBS = (
     "retry",
     "rerun",
     "clean",
+    "sync",
+    "dashboard",
     "export",
     "import",
 )
@@ -86,19 +88,27 @@ def _verb() -> None:
 
 def _run_or_compose() -> None:
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
 
+    from lora_exp import composition
     from lora_exp.explain import explained
     from lora_exp.runs.values import schema
 
+    if any(word.startswith("--experimental-rerun") for word in sys.argv[1:]):
+        raise UserError("--experimental-rerun: would run code from a pickle. Take: rerun RUN")
     if any(word.split("=")[0] == "--outputs" for word in sys.argv[1:]):
         raise UserError("--outputs is an option of verbs; a run takes outputs=DIR.")
-    # Hydra's parser wants all overrides on one side of it.
-    several = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
-    sys.argv[1:] = several + [word for word in sys.argv[1:] if word not in several]
+    # Hydra's parser wants all overrides on one side of its options.
+    words = sys.argv[1:]
+    sys.argv[1:] = sorted(words, key=lambda word: word[0:1] != "-" and ("=" in word or "~" in word))
+    parser = get_args_parser()
+    parser.error = _refuse_options  # pyright: ignore[reportAttributeAccessIssue]
+    parser.parse_args()
     os.environ[FULL_ERROR] = "1"  # let Hydra raise its errors, to be told in our words
     ConfigStore.instance().store(name="schema", node=schema())
+    composition.guard()
     try:
         with explained(CONF, VERBS):
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
@@ -115,6 +125,10 @@ def _run_or_compose() -> None:
         ) from error
 
 
+def _refuse_options(message: str) -> NoReturn:
+    raise UserError(f"{message}. What there is: python -m lora_exp --help, --hydra-help")
+
+
 def _job(values: object) -> float:
     """One run in this process; returns its metric, which Hydra's sweepers may optimise.
 
@@ -122,12 +136,13 @@ def _job(values: object) -> float:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from lora_exp.runs.checks import check
     from lora_exp.runs.folder import main_metric
 
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
+    overrides: Any = OmegaConf.to_container(hydra_config.overrides.task)  # as they were given
     try:
         config = config_of(values)
         check(config)

@@ -1,0 +1,113 @@
+"""What config files may ask of Hydra: values, and never code.
+
+Hydra makes objects of whatever a config names as `_target_`, a callback, or a log's handler. Files
+travel: an experiment comes with a paper, a folder with a colleague. So what Hydra itself is told
+comes from the command line and from `conf/config.yaml` and `conf/hydra`, and from files of others
+only a sweep and how the cluster is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra._internal import hydra as internal
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
+
+from lora_exp.errors import UserError, nearest
+
+HARMLESS = ("mode", "sweeper")
+"""What any file may say to Hydra: that it is a grid, and of what."""
+PLUGINS = ("launcher", "sweeper")
+"""Where Hydra is told a class, one of its plugins that are installed."""
+
+
+def guard() -> None:
+    """Let Hydra load configs so in this process."""
+    internal.ConfigLoaderImpl = GuardedLoader  # pyright: ignore[reportPrivateImportUsage]
+
+
+class GuardedLoader(ConfigLoaderImpl):
+    """Refuses, before Hydra acts on it, what would run code that a config names."""
+
+    def load_configuration(self, *arguments: Any, **options: Any) -> DictConfig:
+        """
+        Raises:
+            UserError: for a config that names code.
+        """
+        config = super().load_configuration(*arguments, **options)
+        _check(OmegaConf.to_container(config.hydra))
+        return config
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        loaded = super()._load_single_config(default, repo)
+        if not _is_of_hydra(loaded, str(default.config_path)):
+            _check_file(loaded, default)
+        return loaded
+
+
+def _is_of_hydra(loaded: ConfigResult, name: str) -> bool:
+    """The file is Hydra's own, a plugin's, or one of ours that speaks to Hydra."""
+    if not loaded.path.startswith("file://"):
+        return True
+    whole = name.removesuffix(".yaml") == "config" or name.startswith("hydra/")
+    return whole and loaded.provider == "main"  # the folder of config.yaml
+
+
+def _check_file(loaded: ConfigResult, default: ResultDefault) -> None:
+    """See that a file holds values; a launcher is another thing, and chosen on the command line."""
+    name = str(default.config_path).removesuffix(".yaml")
+    if name.startswith("hydra/launcher/"):
+        return
+    said = set[str]()
+    if (default.package or "").split(".")[0] == "hydra":
+        said.add(str(default.package))
+    node = loaded.config.get("hydra") if isinstance(loaded.config, DictConfig) else None
+    if isinstance(node, DictConfig):
+        said |= {f"hydra.{key}" for key in node if key not in HARMLESS}
+        sweeper = node.get("sweeper")
+        if isinstance(sweeper, DictConfig):
+            said |= {f"hydra.sweeper.{key}" for key in sweeper if key != "params"}
+    for chosen in loaded.defaults_list or ():
+        group = str(chosen.group).lstrip("/") if isinstance(chosen, GroupDefault) else ""
+        if group.startswith("hydra/"):
+            said.add(group)
+    if said:
+        raise UserError(
+            f"In {loaded.path.removeprefix('file://')}/{name}.yaml: {', '.join(sorted(said))}: a "
+            "config file may not tell Hydra more than hydra.mode and hydra.sweeper.params. Give "
+            "what you want of it on the command line."
+        )
+
+
+def _check(hydra: Any) -> None:
+    """See what Hydra would make objects of."""
+    if hydra.get("callbacks"):
+        raise UserError("hydra.callbacks: code that a config names is not run; leave it out.")
+    for kind in ("job_logging", "hydra_logging"):
+        if (hydra.get(kind) or {}).get("root") is not None:
+            raise UserError(f"hydra/{kind}: a run writes its own log.txt; leave it out.")
+    if hydra["job"].get("env_set"):
+        raise UserError("hydra.job.env_set: set variables of the environment in your shell.")
+    known = Plugins.instance().class_name_to_class
+    for place, target in _targets(hydra, "hydra"):
+        if place.removeprefix("hydra.") not in PLUGINS or target not in known:
+            options = [name for name in known if name.endswith(("Launcher", "Sweeper"))]
+            raise UserError(
+                f"{place}._target_={target}: no plugin of Hydra's that is installed. "
+                f"{nearest(str(target), options, kind='plugins')}"
+            )
+
+
+def _targets(node: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Each `_target_`, with the key of the mapping that it stands in."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in inside:
+        if key == "_target_":
+            yield place, value
+        elif isinstance(value, dict | list):
+            yield from _targets(value, f"{place}.{key}")
