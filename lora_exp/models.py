@@ -248,9 +248,9 @@ def locate(model: ModelConfig) -> str:
 def _in_package(name: str) -> Path:
     """The folder that `package:MODULE/FOLDER` names, whether it exists or not."""
     package, _, folder = name.removeprefix("package:").partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a parent package is missing, or no name at all
+    try:  # to find one inside another would import, and so run, the outer one
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # it has no place of its own, as __main__
         spec = None
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")

@@ -121,7 +121,7 @@ def launch(config: Config, overrides: list[str]) -> int:
         The exit status: 0 if all ended well, else that of the first one that did not.
 
     Raises:
-        UserError: if there are fewer GPUs.
+        UserError: if there are fewer GPUs, or without any fewer cores.
     """
     number = config.train.devices
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
@@ -130,7 +130,13 @@ def launch(config: Config, overrides: list[str]) -> int:
             f"train.devices={number}: there are {gpus} GPUs here. Give as many at most, or "
             "device=cpu."
         )
-    threads = max(1, (os.cpu_count() or 1) // number)
+    cores = os.cpu_count() or 1
+    if not gpus and number > max(2, cores):
+        raise UserError(
+            f"train.devices={number}: without a GPU these are processes, and there are {cores} "
+            "cores here. Give as many at most."
+        )
+    threads = max(1, cores // number)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, socket.socket() as free:
         file.write(to_yaml(config))
         file.flush()
