@@ -5,7 +5,7 @@
 The models have their published shapes and random weights in bf16 (about 3.1 and 1.5 GB, in a
 temporary folder); sentences have the lengths of CoLA's. Through the command line, one process for
 each. Printed as Markdown: trained parameters, memory of a step as it was predicted, the peak of the
-process (loading included, for which the weights are there twice, once in fp32), seconds of an update.
+process (loading included: then the weights are there twice, once in fp32), seconds of an update.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=4)
     given = parser.parse_args()
-    print(
-        "| model | trained | a step, predicted | of it backbone | peak of all | an update |\n|---|---|---|---|---|---|"
-    )
+    print("| model | trained | a step, predicted | of it backbone | peak of all | an update |")
+    print("|---" * 6 + "|")
     for architecture, title in ARCHITECTURES.items():
         with tempfile.TemporaryDirectory() as folder:
             print(f"| {title} | {_trained(Path(folder), architecture, given)} |", flush=True)
