@@ -42,6 +42,8 @@ class EventFile:
         if self._last is None:
             session = self._events.SessionLog
             self._write(step=step, session_log=session(status=session.START))
+        if step == self._last:
+            values = {name: value for name, value in values.items() if name != "epoch"}
         self._last = step
         self._add_points(values, step)
         return True

@@ -14,6 +14,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from lora_exp.errors import UserError
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import RunInfo
 
@@ -103,6 +104,34 @@ def quiet(mode: str) -> Any:
     settings = wandb.Settings(mode=mode, **_QUIET)  # pyright: ignore[reportArgumentType]
     _service = wandb.setup(settings).ensure_service()
     return settings
+
+
+def check_login(otherwise: str) -> None:
+    """See whether W&B will know who this is; nobody is asked.
+
+    Args:
+        otherwise: what does without.
+
+    Raises:
+        UserError: if it will not.
+    """
+    quiet("online")
+    import wandb
+
+    try:
+        wandb.Api()
+    except wandb.Error as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"W&B: {reason}. Give it a key, by `wandb login` or WANDB_API_KEY; or {otherwise}"
+        ) from error
+
+
+def default_entity() -> str:
+    """Who somebody who is logged in is at W&B."""
+    import wandb
+
+    return wandb.Api().default_entity or ""
 
 
 def give_up(tracker: TrackerConfig, info: RunInfo) -> str:

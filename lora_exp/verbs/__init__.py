@@ -9,12 +9,14 @@ from lora_exp.verbs import (
     cancel,
     clean,
     compare,
+    dashboard,
     logs,
     report,
     rerun,
     retry,
     show,
     status,
+    sync,
 )
 
 app = typer.Typer(
@@ -33,5 +35,7 @@ app.command()(cancel.cancel)
 app.command()(retry.retry)
 app.command()(rerun.rerun)
 app.command()(clean.clean)
+app.command()(sync.sync)
+app.command()(dashboard.dashboard)
 app.command()(adapters.export)
 app.command("import")(adapters.import_)

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+import wandb_server
 from wandb_files import history, stored, summary, values
 
 from lora_exp import track
@@ -205,71 +204,20 @@ def test_resumed_run_keeps_its_id(tmp_path: Path) -> None:
     assert history(second) == {4: {"epoch": 2.0, "validation/accuracy": 0.9}}
 
 
-class Server(ThreadingHTTPServer):
-    """As much of W&B's server as a run needs; it knows the run up to step 1."""
-
-    def __init__(self) -> None:
-        self.upserts: list[dict[str, Any]] = []
-        self.history: dict[int, dict[str, Any]] = {}
-        self.stream: dict[str, Any] = {}
-        super().__init__(("127.0.0.1", 0), Answer)
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
-        answer = json.dumps({"data": self.answer(body)}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        owner = {"id": "1", "name": "p", "entity": {"id": "1", "name": "me"}}
-        run = {"id": "1", "name": "id-preempted", "displayName": "run", "config": "{}"}
-        query = body.get("query", "")
-        if "UpsertBucket" in query:
-            self.server.upserts.append(body["variables"])
-            return {"upsertBucket": {"bucket": {**run, "project": owner}, "inserted": False}}
-        if "CreateRunFiles" in query:
-            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}}
-        if "RunResumeStatus" in query:
-            last = json.dumps({"_step": 1, "_runtime": 1})
-            known = {"summaryMetrics": last, "historyTail": json.dumps([last]), "eventsTail": "[]"}
-            known |= {"historyLineCount": 1, "eventsLineCount": 0, "logLineCount": 0, "tags": []}
-            known |= {"wandbConfig": '{"t": 1}'}
-            return {"model": {**owner, "bucket": {**run, **known}}}
-        if self.path.endswith("/file_stream"):
-            self.server.stream |= body
-            for line in body.get("files", {}).get("wandb-history.jsonl", {}).get("content", []):
-                item = json.loads(line)
-                self.server.history[item["_step"]] = {
-                    k: v for k, v in item.items() if not k.startswith("_")
-                }
-        return {}
-
-
 def test_online_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    with Server() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        ended = watched(tmp_path, "online", "preempted", server=address)
-        server.shutdown()
+    with wandb_server.serving() as server:
+        server.runs["id-preempted"] = run = wandb_server.Stored(history={1: {}})
+        ended = watched(tmp_path, "online", "preempted", server=server.address)
     assert not ended.warnings
-    assert server.history == {2: MERGED[2], 3: MERGED[3]}  # step 1 was there
-    upsert = server.upserts[0]
+    assert run.history == {1: {}, 2: MERGED[2], 3: MERGED[3]}
+    upsert = run.upserts[0]
     assert (upsert["name"], upsert["groupName"], upsert["project"]) == (
         "id-preempted",
         "group",
         "p",
     )
-    assert server.stream["preempting"] is True
-    assert (server.stream["complete"], server.stream["exitcode"]) == (True, 1)
+    assert run.stream["preempting"] is True
+    assert (run.stream["complete"], run.stream["exitcode"]) == (True, 1)
 
 
 @contextmanager
