@@ -30,6 +30,9 @@ SHORTEST = 0.75
 SHORT = 128
 """Tokens up to which attention on a CPU keeps its weights for the backward pass, as it has to with
 dropout; for longer sequences they would take too much memory."""
+NARROW = 16
+"""Rows of scores that are not as wide as this, a vector of a CPU, torch's softmax takes number by
+number."""
 
 
 @dataclass(frozen=True)
@@ -224,19 +227,19 @@ class _Scores(torch.autograd.Function):
         scaling: float,
         masks: Sequence[Tensor | None],
     ) -> Tensor:
-        output = torch.empty_like(query)
+        query, output = query * scaling, torch.empty_like(query)
         saved: list[Tensor] = []
         for (rows, slots, count, hidden), mask in zip(groups, masks, strict=True):
             q, k, v = (
                 part[span].view(count, -1, part.shape[-1])
                 for part, span in ((query, rows), (key, slots), (value, slots))
             )
-            scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
+            scores = torch.bmm(q, k.transpose(1, 2))
             if hidden is not None:
                 scores.view(*hidden.shape[:1], -1, *scores.shape[1:]).masked_fill_(
                     hidden, -math.inf
                 )
-            shares = torch.softmax(scores, -1)
+            shares = _softmax(scores)
             dropped = shares if mask is None else shares * mask
             torch.bmm(dropped, v, out=output[rows].view(count, -1, output.shape[-1]))
             saved += [shares, dropped]
@@ -263,11 +266,26 @@ class _Scores(torch.autograd.Function):
             of_shares = torch.bmm(own, part(value, slots).transpose(1, 2))
             if ctx.dropped:
                 of_shares.mul_(saved[2 * len(ctx.groups) + number])
-            of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, torch.float32)
-            of_scores.mul_(ctx.scaling)
+            of_scores = _softmax_backward(of_shares, shares)
             torch.bmm(of_scores, part(key, slots), out=part(of_query, rows))
             torch.bmm(of_scores.transpose(1, 2), part(query, rows), out=part(of_key, slots))
-        return of_query, of_key, of_value, None, None, None
+        return of_query.mul_(ctx.scaling), of_key, of_value, None, None, None
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """[..., width], over the width; narrow scores are overwritten."""
+    if scores.shape[-1] >= NARROW:
+        return torch.softmax(scores, -1)
+    scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    return scores.div_(scores.sum(-1, keepdim=True))
+
+
+def _softmax_backward(gradient: Tensor, shares: Tensor) -> Tensor:
+    """The gradient of the scores, given the shares that they came to and those shares' gradient."""
+    if shares.shape[-1] >= NARROW:
+        return torch.ops.aten._softmax_backward_data(gradient, shares, -1, torch.float32)
+    product = gradient * shares
+    return product.addcmul_(shares, product.sum(-1, keepdim=True), value=-1)
 
 
 def attention(
