@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
+from uuid import uuid4
 
 from lora_exp.errors import UserError
+from lora_exp.runs.files import TEMPORARY
 
 LOCK = "lock"
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
-"""A lease that was not renewed for so long belongs to nobody."""
+"""A lease that was not renewed for so long belongs to nobody; nor does one from so far in the
+future, which was not renewed since the clock was set back."""
 YIELD_SECONDS = 3 * RENEW_SECONDS
 """How long an incarnation of the same job may take to notice that it has been replaced."""
 LOOK_SECONDS = 0.1
@@ -69,7 +73,8 @@ class Lease:
     The first file is locked (`flock`): processes of one machine see at once that the run is held,
     and that a holder has died. Between machines such locks cannot be relied on. There the second
     file decides: only one process can create that of the next epoch, whoever holds an older one
-    has lost the run, and it is renewed as long as its process lives.
+    has lost the run, and it is renewed as long as its process lives. It says whose the run is; an
+    empty one, that it is free.
     """
 
     def __init__(self, folder: Path, epoch: int) -> None:
@@ -99,7 +104,7 @@ class Lease:
         """The run is free. The file stays, so that epochs only grow."""
         with suppress(OSError, Fenced):
             self.check()
-            self.file.write_text("null")
+            os.truncate(self.file, 0)  # at once, and also where the disk is full
 
 
 @contextmanager
@@ -118,7 +123,7 @@ def hold(folder: Path) -> Iterator[Lease]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a")
     except OSError as error:
-        raise UserError(f"{folder.parent}: cannot be written to ({error.strerror}).") from error
+        raise _not_writable(folder, error) from error
     with file:
         epoch, former = _newest(folder)
         if former is not None and here.replaces(former):
@@ -148,12 +153,24 @@ def is_held(folder: Path) -> bool:
         return False
     if former.host != Owner.here().host:
         return True
-    with (folder / LOCK).open("a") as file:
+    with _opened(folder / LOCK) as file:
         try:
-            _lock(file.fileno(), former)
+            return not _lock(file.fileno(), former)
         except RunBusy:
             return True
-    return False
+
+
+def _opened(lock: Path) -> IO[str]:
+    """A file to lock; to read where it belongs to somebody else, which network file systems may
+    not lock."""
+    try:
+        return lock.open("a")
+    except OSError:
+        return lock.open()
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder.parent}: cannot be written to ({error.strerror}).")
 
 
 class _Renewal(threading.Thread):
@@ -218,9 +235,9 @@ def _newest(folder: Path) -> tuple[int, Owner | None]:
 
 def _owner(file: Path) -> Owner | None:
     try:
-        content = json.loads(file.read_bytes())
-        return None if content is None else Owner(**content)
-    except (ValueError, TypeError):  # it is being written, or its owner died while writing it
+        content = file.read_bytes()
+        return Owner(**json.loads(content)) if content else None
+    except (ValueError, TypeError):  # it is being written: the file system has no links
         return Owner("a host that did not say so", 0, None, 0)
 
 
@@ -229,22 +246,43 @@ def _claim(folder: Path, epoch: int) -> Lease:
 
     Raises:
         RunBusy: if another one was quicker.
+        UserError: if nothing can be written there.
     """
+    file, owner = folder / str(epoch), json.dumps(asdict(Owner.here()))
+    whole = folder / f"{uuid4().hex}{TEMPORARY}"
     try:
-        with (folder / str(epoch)).open("x") as file:
-            json.dump(asdict(Owner.here()), file)
-    except FileExistsError:
+        whole.write_text(owner)
+        try:
+            os.link(whole, file)  # whoever dies meanwhile leaves no half of it
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:  # a file system without links
+            with file.open("x") as new:
+                new.write(owner)
+        for path in folder.iterdir():  # also of those who died before they could
+            if path.suffix == TEMPORARY or (path.name.isdecimal() and int(path.name) < epoch):
+                path.unlink(missing_ok=True)
+    except (FileExistsError, FileNotFoundError):
         raise RunBusy("another process, which was quicker") from None
-    (folder / str(epoch - 1)).unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    finally:
+        whole.unlink(missing_ok=True)
     return Lease(folder, epoch)
 
 
 def _is_stale(folder: Path, epoch: int) -> bool:
-    """Whether the lease was not renewed for long, by the clock of the file system."""
-    probe = folder / LOCK
+    """Whether the lease was not renewed for long."""
     try:
-        os.utime(probe)
-        age = probe.stat().st_mtime - (folder / str(epoch)).stat().st_mtime
-        return age > STALE_SECONDS
-    except OSError:  # taken over or given back meanwhile
+        return abs(_now(folder) - (folder / str(epoch)).stat().st_mtime) > STALE_SECONDS
+    except FileNotFoundError:  # taken over or given back meanwhile
         return False
+
+
+def _now(folder: Path) -> float:
+    """By the clock of the file system, or of this machine where nothing can be written."""
+    try:
+        os.utime(folder / LOCK)
+        return (folder / LOCK).stat().st_mtime
+    except OSError:
+        return time.time()

@@ -16,7 +16,6 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -274,16 +273,20 @@ def _write(entry: Path, tokens: Tokens) -> None:
     digest = hashlib.sha256(entry.name.encode())  # so that no entry passes for another
     for part in parts:
         digest.update(part)
-    # Another process, on another machine even, may be writing the same entry.
-    temporary = entry.with_name(f"{entry.name}-{uuid4().hex}{files.TEMPORARY}")
+    # Another process, on another machine even, may be writing the same entry, or have been killed
+    # while it did: the bytes are the same, so that each may write over the other's.
+    temporary = entry.with_name(entry.name + files.TEMPORARY)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.touch()
+        with temporary.open("r+b") as file:
             file.writelines([digest.digest(), *parts])
+            file.truncate()
         files.commit(temporary, entry)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and entry.exists():
+            return  # the other one was quicker
         _cannot_keep(entry.parent, error.strerror or str(error))
-    finally:
         with suppress(OSError):
             temporary.unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -91,6 +92,49 @@ def test_a_process_of_another_machine_is_respected_until_its_lease_is_stale(
         pass
 
 
+def test_a_lease_from_the_future_is_one_from_before_the_clock_was_set_back(tmp_path: Path) -> None:
+    elsewhere(tmp_path, seconds_ago=-3600)
+    assert not is_held(tmp_path)
+    with hold(tmp_path):
+        pass
+
+
+def test_without_locks_a_lease_is_held_until_it_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with hold(tmp_path) as held:
+        assert is_held(tmp_path)
+        with pytest.raises(RunBusy), hold(tmp_path):
+            pass
+        os.utime(held.file, (0, 0))
+        assert not is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with hold(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_nothing_is_left_of_processes_that_died_while_they_took_it(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("2", "3", "abc.tmp"):
+        (tmp_path / name).touch()
+    if not links:
+
+        def unsupported(source: Path, path: Path) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", unsupported)
+    with hold(tmp_path):
+        assert is_held(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["4", lease.LOCK]
+    assert (tmp_path / "4").read_text() == ""
+
+
 def test_a_lease_is_renewed_as_long_as_its_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +169,7 @@ def test_who_has_been_replaced_notices_it_before_it_writes(tmp_path: Path) -> No
 
 def test_two_that_find_a_stale_lease_do_not_both_get_it(tmp_path: Path) -> None:
     elsewhere(tmp_path, seconds_ago=1000)
-    (tmp_path / "2").write_text("")  # the other one has just created the next epoch
+    elsewhere(tmp_path, epoch=2)  # the other one has just created the next epoch
     with pytest.raises(RunBusy), hold(tmp_path):
         pass
 

@@ -248,7 +248,7 @@ def forbidden(tmp_path: Path, patch: pytest.MonkeyPatch) -> Path:
     original = Path.open
 
     def read_only(self: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
-        if "w" in mode:
+        if set(mode) & set("wa+"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return original(self, mode, *arguments, **keywords)
 
