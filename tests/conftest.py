@@ -32,6 +32,7 @@ EXPLAINED: dict[str, Callable[[], bool]] = {
     "../shared": lambda: not SHARED.exists(),
     "needs LaTeX": lambda: shutil.which("pdflatex") is None,
     "needs Java": lambda: shutil.which("java") is None,
+    "needs Chromium": lambda: not (shutil.which("chromium") and shutil.which("chromedriver")),
     "needs a SLURM cluster": lambda: "SLURM_CONF" not in os.environ,
 }
 

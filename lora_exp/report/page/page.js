@@ -30,8 +30,10 @@ function show(content) {
   page.nameOf = namer(content.rows);
   const series = [...new Set(content.groups.map((group) => group.series))].sort();
   page.seriesLook = (one) => look(series.indexOf(one));
-  page.words = content.rows.map((row) =>
-    content.keys.map((key, at) => `${key}=${row.labels[at]}`).concat(row.metric ?? "").join("\n").toLowerCase());
+  page.words = content.rows.map((row) => ({
+    values: [...row.labels, row.metric ?? ""].join("\n").toLowerCase(),
+    pairs: new Set(content.keys.map((key, at) => `${key}=${row.labels[at]}`.toLowerCase())),
+  }));
   fillChoices();
   if (first) chooseCurves();
   else followCurves(before);
@@ -115,11 +117,10 @@ function toggle(index) {
   draw();
 }
 
-// Every word stands somewhere in a row; KEY=VALUE is the whole value.
+// Every word stands in one of a row's values; KEY=VALUE is one of them, whole.
 function matching() {
   const words = page.filter.toLowerCase().split(/\s+/).filter((word) => word);
-  const holds = (text, word) =>
-    (word.includes("=") ? `\n${text}\n`.includes(`\n${word}\n`) : text.includes(word));
+  const holds = ({ values, pairs }, word) => pairs.has(word) || values.includes(word);
   return page.content.rows.filter((_, at) => words.every((word) => holds(page.words[at], word)));
 }
 
