@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lora_exp.runs.config import (
     Config,
@@ -50,6 +53,33 @@ def recipe(model: Path | str, outputs: Path, **changes: Any) -> Config:
 def losses(path: Path) -> list[float]:
     """Of training, in a run's metrics."""
     return [line["loss"] for line in RunFolder(path).metrics() if line["split"] == "train"]
+
+
+def outcome(path: Path) -> dict[str, Any]:
+    """All of a run that is to be the same to the last bit."""
+    lines = [line | {"seconds": 0} for line in RunFolder(path).metrics()]
+    adapter = {file.name: file.read_bytes() for file in (path / "adapter").iterdir()}
+    result = RunFolder(path).result
+    assert result is not None
+    return {"lines": lines, "adapter": adapter, "metrics": result["metrics"]}
+
+
+def nan_at(seed: int, step: int) -> Callable[[], None]:
+    """What lets the loss of the run with this seed be no number at this step."""
+
+    def patch() -> None:
+        from lora_exp.train.run import Run
+
+        original = Run.loss
+
+        def loss(self: Run, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            value = original(self, logits, labels)
+            hit = self.config.seed == seed and self.progress.step == step - 1
+            return value * math.nan if hit else value
+
+        Run.loss = loss  # type: ignore[method-assign]
+
+    return patch
 
 
 class Listed:

@@ -147,7 +147,7 @@ def test_biases_that_the_run_would_not_save_are_refused(
         torch.testing.assert_close(weights(new)[name], value)
 
 
-@pytest.mark.parametrize("method", ["full", "full_top", "adapter", "prefix", "prompt"])
+@pytest.mark.parametrize("method", ["full", "full_top", "adapter", "bitfit", "prefix", "prompt"])
 def test_other_methods_go_on_from_their_own(method: str, tiny: Path, tmp_path: Path) -> None:
     same = (f"method={method}", "full_top.layers=1", "train.lr=1e-3")
     old, _ = trained(tiny, tmp_path, *same)

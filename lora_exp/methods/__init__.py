@@ -1,7 +1,9 @@
-"""How a model is adapted. One file per method, each with the same two functions:
+"""How a model is adapted. One file per method, each with the same functions:
 
 `attach(backbone, config)` puts in what the method adds and marks what it trains in the backbone;
-`files(backbone, config)` gives the adapter's files: every trained tensor and nothing else.
+`files(backbone, config)` gives the adapter's files: every trained tensor and nothing else;
+`own(backbone, config)`, of methods that leave the pre-trained weights as they are, gives what each
+run has around them: runs of such a method can train together over one copy of the weights.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from torch import nn
 
+    from lora_exp.methods.together import Own
     from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
+
+SHARING = ("lora", "adapter", "bitfit", "prefix", "prompt")
+"""Methods that leave the pre-trained weights as they are."""
 
 
 class Method(Protocol):
@@ -29,6 +35,10 @@ class Method(Protocol):
 
     def files(self, backbone: Backbone, config: Config) -> dict[str, bytes]:
         """The content of `adapter/`: file names and their bytes."""
+        ...
+
+    def own(self, backbone: Backbone, config: Config) -> Own:
+        """What is the run's own; of the methods in `SHARING` alone."""
         ...
 
 
@@ -63,9 +73,8 @@ def attach(backbone: Backbone, config: Config) -> None:
 def shares_backbone(config: Config) -> bool:
     """Whether the method leaves every pre-trained weight as it is, so that runs can share them."""
     lora = config.lora
-    return (
-        config.method == "lora" and not lora.dora and lora.init != "pissa" and lora.bias == "none"
-    )
+    changes = lora.dora or lora.init == "pissa" or lora.bias != "none"
+    return config.method in SHARING and not (config.method == "lora" and changes)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,6 +11,7 @@ from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,14 +19,15 @@ from lora_exp.errors import UserError
 from lora_exp.lora import named_generator
 from lora_exp.methods.blocks import Blocks, blocks_of, layers_of
 from lora_exp.methods.full import files
+from lora_exp.methods.together import Own, Spans, own_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lora_exp.models import Backbone
     from lora_exp.runs.config import AdapterConfig, Config
 
-__all__ = ["Adapter", "attach", "files"]
+__all__ = ["Adapter", "attach", "files", "own"]
 
 DEVIATION = 0.01
 """Standard deviation of the initial weights: almost the identity (Houlsby et al., section 3.6).
@@ -90,9 +92,26 @@ def attach(backbone: Backbone, config: Config) -> None:
             parent = layer.get_submodule(place if blocks.post_norm else place.rpartition(".")[0])
             parent.adapter = Adapter(width, size, activation, kind == "lin")
             _insert(kind, blocks.post_norm, layer.get_submodule(place), parent.adapter)
-    for name, module in backbone.model.named_modules():
-        if isinstance(module, Adapter):
-            module.initialise(config.seed, name)
+    for name, module in _adapters(backbone).items():
+        module.initialise(config.seed, name)
+
+
+def own(backbone: Backbone, config: Config) -> Own:
+    """The adapters."""
+    return own_modules(_adapters(backbone), _each_its_rows)
+
+
+def _adapters(backbone: Backbone) -> dict[str, Adapter]:
+    modules = backbone.model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, Adapter)}
+
+
+def _each_its_rows(adapters: Sequence[Adapter], spans: Spans, *inputs: Tensor) -> Tensor:
+    """The rows of each run through its own adapter."""
+    sizes = [span.stop - span.start for span in spans[inputs[0].shape[-2]]]
+    parts = [rows.split(sizes, -2) for rows in inputs]
+    outputs = [Adapter.forward(*one) for one in zip(adapters, *parts, strict=True)]
+    return torch.cat(outputs, -2)
 
 
 def bottleneck(config: AdapterConfig, width: int, layers: int) -> int:

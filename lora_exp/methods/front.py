@@ -3,12 +3,13 @@
 A prefix is made of them; in a decoder a prompt comes to the same, as its positions see nothing that
 follows. They are given to attention beside the sequences' own, so that flat batches, padded ones
 and decoding with a cache all work on the sequences as they are; their positions are counted on.
+In a flat batch each run has its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from lora_exp.methods.blocks import blocks_of, layers_of
+from lora_exp.methods.together import Own, Spans, own_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "lora_exp_front"
 
-Fronts = Mapping[nn.Module, tuple[Tensor, Tensor]]
-"""By attention module, keys and values [heads, positions, width]."""
+Fronts = Mapping[nn.Module, Sequence[tuple[Tensor, Tensor]]]
+"""By attention module, each run's keys and values [heads, positions, width]."""
 
 
 class Front(nn.Module):
@@ -49,6 +51,14 @@ class Front(nn.Module):
         """Start where another one ended."""
         raise NotImplementedError
 
+    def made(self) -> Any:
+        """What stands in front of this run's sequences."""
+        raise NotImplementedError
+
+    def forward(self) -> list[Any]:
+        """What stands in front of the sequences of each run in the pass."""
+        return [self.made()]
+
 
 def put_in_front(backbone: Backbone, config: Config, front: Front, forward: Callable) -> None:
     """Make it a part of the pre-trained part, under the method's name, and train it.
@@ -66,6 +76,16 @@ def put_in_front(backbone: Backbone, config: Config, front: Front, forward: Call
     front.requires_grad_(True)
 
 
+def own(backbone: Backbone, config: Config) -> Own:
+    """What stands in front."""
+    front: Front = getattr(backbone.model.base_model, config.method)
+    return own_modules({config.method: front}, _of_each)
+
+
+def _of_each(fronts: Sequence[Front], spans: Spans) -> list[Any]:
+    return [front.made() for front in fronts]
+
+
 def attentions(backbone: Backbone, config: Config) -> list[nn.Module]:
     """The attention modules, from the bottom."""
     path = blocks_of(backbone, config.method).attention
@@ -74,58 +94,64 @@ def attentions(backbone: Backbone, config: Config) -> list[nn.Module]:
 
 def without(base: Any, **inputs: Any) -> Any:
     """What the pre-trained part gives if nothing stands in front."""
-    return type(base).forward(base, **inputs)
+    where = inputs.get("flat_layout")
+    with nullcontext() if where is None else where.dropping():
+        return type(base).forward(base, **inputs)
 
 
-def with_fronts(base: Any, length: int, fronts: Fronts, **inputs: Any) -> Any:
-    """What it gives if these stand in front.
+def with_fronts(base: Any, make: Callable[[], Fronts], **inputs: Any) -> Any:
+    """What it gives if something stands in front.
 
     Args:
         base: the pre-trained part.
-        length: of the fronts.
-        fronts: for each attention module.
+        make: gives what does; while a text is being written it is asked once.
         inputs: with a `flat_layout`, if the batch is flat.
     """
-    where = inputs.get("flat_layout")
+    where, cache = inputs.get("flat_layout"), inputs.get("past_key_values")
+    fronts: Fronts = getattr(cache, "fronts", None) or make()
+    lengths = [key.shape[1] for key, _ in next(iter(fronts.values()))]
     if where is not None:
         where.fronts = fronts
-        inputs["position_ids"] = inputs["position_ids"] + length
+        inputs["position_ids"] = inputs["position_ids"] + where.of_tokens(lengths)
         return without(base, **inputs)
     if base.config.model_type == "deberta-v2":  # its positions are relative
-        for module, pair in fronts.items():
+        for module, (pair,) in fronts.items():
             module.front = pair  # pyright: ignore[reportArgumentType]
         return without(base, **inputs)
+    if cache is not None:
+        cache.fronts = fronts
     if inputs.get("position_ids") is None:
-        cache, ids = inputs.get("past_key_values"), inputs["input_ids"]
+        ids = inputs["input_ids"]
         seen = 0 if cache is None else cache.get_seq_length()
         inputs["position_ids"] = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
-    inputs["position_ids"] = inputs["position_ids"] + length
+    inputs["position_ids"] = inputs["position_ids"] + lengths[0]
     with _attending(base.config):
         return without(base, **inputs, fronts=fronts)
 
 
-def keys_and_values(base: Any, embeddings: Tensor, layout: Any | None) -> Fronts:
+def keys_and_values(base: Any, embeddings: Sequence[Tensor], layout: Any | None) -> Fronts:
     """The keys and values to which a decoder's first positions lead.
 
     Args:
         base: the pre-trained part.
-        embeddings: [positions, width], of these positions.
-        layout: of the batch, if it is flat.
+        embeddings: [positions, width] of each run, of these positions.
+        layout: of the batch, if it is flat; else there is one run.
     """
-    length, noted = len(embeddings), {}
-    inputs: dict[str, Any] = {
-        "inputs_embeds": embeddings[None],
-        "position_ids": torch.arange(length, device=embeddings.device)[None],
-        "use_cache": False,
-    }
+    lengths = [len(some) for some in embeddings]
+    noted: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    inputs: dict[str, Any] = {"inputs_embeds": torch.cat([*embeddings])[None], "use_cache": False}
     if layout is not None:
-        own = type(layout)([length], embeddings.device)
-        own.noted = noted
+        own = type(layout)(lengths, embeddings[0].device, [1] * len(lengths), apart=True)
+        own.noted, inputs["position_ids"] = noted, own.positions[None]
         without(base, **inputs, flat_layout=own)
     else:
+        inputs["position_ids"] = torch.arange(*lengths, device=embeddings[0].device)[None]
         with _attending(base.config):
             without(base, **inputs, fronts={}, noted=noted)
-    return noted
+    return {
+        module: list(zip(key.split(lengths, 1), value.split(lengths, 1), strict=True))
+        for module, (key, value) in noted.items()
+    }
 
 
 @contextmanager
@@ -161,7 +187,7 @@ def _attention(
     if module in fronts:
         key, value = (
             torch.cat([front.to(own.dtype).expand(len(own), -1, -1, -1), own], 2)
-            for front, own in zip(fronts[module], (key, value), strict=True)
+            for front, own in zip(*fronts[module], (key, value), strict=True)
         )
         seen = True if mask.dtype == torch.bool else 0.0
         mask = F.pad(mask, (key.shape[2] - mask.shape[-1], 0), value=seen)

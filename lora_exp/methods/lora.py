@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_exp import lora
 from lora_exp.errors import UserError
+from lora_exp.methods.together import Own
 
 if TYPE_CHECKING:
     from lora_exp.models import Backbone
@@ -41,6 +42,11 @@ def attach(backbone: Backbone, config: Config) -> None:
         except ValueError as error:
             raise UserError(f"lora.init=pissa: {error}") from error
     lora.mark_only_lora_as_trainable(model, config.lora.bias)
+
+
+def own(backbone: Backbone, config: Config) -> Own:
+    """The layers with LoRA."""
+    return Own(dict(lora.lora_layers(backbone.model)), lora.packed)
 
 
 def files(backbone: Backbone, config: Config) -> dict[str, bytes]:

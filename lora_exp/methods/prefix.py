@@ -11,14 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from lora_exp.lora import named_generator
-from lora_exp.methods.front import Front, attentions, let_in, put_in_front, with_fronts
+from lora_exp.methods.front import (
+    Front,
+    Fronts,
+    attentions,
+    let_in,
+    own,
+    put_in_front,
+    with_fronts,
+)
 from lora_exp.methods.virtual import files
 
 if TYPE_CHECKING:
     from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
 
-__all__ = ["Prefix", "attach", "files"]
+__all__ = ["Prefix", "attach", "files", "own"]
 
 
 class Prefix(Front):
@@ -46,14 +54,14 @@ class Prefix(Front):
     def initialise(self, seed: int, name: str) -> None:
         """Normal embeddings and torch's usual linear layers, as in Li and Liang's code; each tensor
         a function of the seed and of its own name."""
-        for own, parameter in self.named_parameters():
+        for part, parameter in self.named_parameters():
             if parameter.is_meta:
                 continue
-            generator = named_generator(seed, f"{name}.{own}")
-            if own == "embedding":
+            generator = named_generator(seed, f"{name}.{part}")
+            if part == "embedding":
                 nn.init.normal_(parameter, generator=generator)
             else:
-                layer = self.get_submodule(own.partition(".")[0])
+                layer = self.get_submodule(part.partition(".")[0])
                 bound = 1 / math.sqrt(layer.in_features)  # pyright: ignore[reportArgumentType]
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
@@ -73,7 +81,7 @@ class Prefix(Front):
             else:
                 self.embedding.copy_(kept)
 
-    def forward(self) -> list[tuple[Tensor, Tensor]]:
+    def made(self) -> list[tuple[Tensor, Tensor]]:
         """For each layer keys and values, [heads, length, width]."""
         layers, heads, width = self.shape
         parts = self.kept().view(self.length, layers, 2, heads, width).permute(1, 2, 3, 0, 4)
@@ -105,5 +113,7 @@ def _forward(
     input_ids: Tensor | None = None,
     **inputs: Any,
 ) -> Any:
-    fronts = dict(zip(modules, prefix(), strict=True))
-    return with_fronts(base, prefix.length, fronts, input_ids=input_ids, **inputs)
+    def make() -> Fronts:
+        return dict(zip(modules, zip(*prefix(), strict=True), strict=True))
+
+    return with_fronts(base, make, input_ids=input_ids, **inputs)

@@ -4,7 +4,8 @@ else: not of what is trained beside it, of what was drawn before, or of how ofte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -29,6 +30,10 @@ class Draws:
     def only(self, number: int) -> Draws:
         """Those of one run, for its own head."""
         return Draws([self.streams[number]])
+
+    def over(self, spans: Mapping[int, Sequence[slice]]) -> Draws:
+        """The same where the rows of the runs lie elsewhere."""
+        return self if self.spans is None else Draws(self.streams, spans)
 
     def seed(self, number: int, place: int) -> int:
         """The seed of a run's random numbers at a place in the model."""
@@ -91,6 +96,11 @@ def drawing(draws: Draws) -> Iterator[Draws]:
         yield draws
     finally:
         _current = outer
+
+
+def again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For gradient checkpointing: what is computed again draws what it drew at first."""
+    return nullcontext(), drawing(current())
 
 
 def current() -> Draws:

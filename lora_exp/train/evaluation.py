@@ -129,7 +129,7 @@ def _passes(
                 if stop.requested and run.ranks.count == 1:  # several have to agree first
                     return False
                 if number % run.ranks.count == run.ranks.rank:
-                    piece = Piece(run.backbone, data.batch(chosen).to(run.device), 0, run.layers)
+                    piece = Piece(run.backbone, data.batch(chosen).to(run.device), 0, run.own)
                     with forward([piece], precision) as (outputs,):
                         note(chosen, piece, outputs)
                 bar.update(task, advance=len(chosen))

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -106,15 +108,17 @@ class Layout:
     Args:
         lengths: tokens of each sequence.
         device: where to.
-        runs: number of sequences of each run, if no group may have those of two.
+        runs: number of sequences of each run; None is one run.
+        apart: no group has sequences of two runs.
 
     Attributes:
+        spans: where the rows of each run lie, by how many rows there are: tokens or sequences.
         positions: [tokens], each token's place in its sequence, from 0.
         first: [sequences], each sequence's first token.
         last: [sequences], each sequence's last token.
         longest: most tokens of a sequence.
-        fronts: by attention module, keys and values [heads, positions, width] in front of every
-            sequence (`methods/front.py`).
+        fronts: by attention module, each run's keys and values [heads, positions, width] in front
+            of its sequences (`methods/front.py`); groups are then apart.
         noted: takes keys and values [heads, tokens, width] of every attention module; None if
             nobody asks.
     """
@@ -124,28 +128,48 @@ class Layout:
         lengths: Sequence[int],
         device: torch.device | str,
         runs: Sequence[int] | None = None,
+        apart: bool = False,
     ) -> None:
-        self._device, self._runs = device, runs or [len(lengths)]
+        self._device, self._runs, self._apart = device, runs or [len(lengths)], apart
         self._sizes = sizes = np.asarray(lengths)
         self._ends = ends = np.concatenate([[0], np.cumsum(sizes)])
         self.positions = self._tensor(np.arange(ends[-1]) - np.repeat(ends[:-1], sizes))
         self.first = self._tensor(ends[:-1])
         self.last = self._tensor(ends[1:] - 1)
         self.longest = int(sizes.max())
-        self.fronts: Mapping[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.spans = {}
+        last = [0, *accumulate(self._runs)]
+        for borders in (last, ends[last].tolist()):
+            self.spans[borders[-1]] = [slice(*pair) for pair in pairwise(borders)]
+        self.fronts: Mapping[nn.Module, Sequence[tuple[Tensor, Tensor]]] = {}
         self.noted: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
-        self._lengthened: dict[int, tuple[Tensor, Layout]] = {}
+        self._lengthened: dict[tuple[int, ...], tuple[Tensor, Layout]] = {}
 
-    def lengthened(self, by: int) -> tuple[Tensor, Layout]:
-        """The layout if each sequence gets `by` rows in front, and for each row its number among
-        those rows and, after them, the tokens."""
-        if by not in self._lengthened:
-            sizes, starts = self._sizes + by, self._ends[:-1]
+    def dropping(self) -> AbstractContextManager[Any]:
+        """Within this context, dropout knows whose the rows of this layout are."""
+        return dropping.drawing(dropping.current().over(self.spans))
+
+    def of_tokens(self, numbers: Sequence[int]) -> Tensor:
+        """[tokens]: each one's number, given one for each run."""
+        return self._tensor(np.repeat(np.repeat(numbers, self._runs), self._sizes))
+
+    def lengthened(self, by: Sequence[int]) -> tuple[Tensor, Layout]:
+        """The layout if each sequence gets rows in front, and for each row its number among those
+        rows, one run's after the other's, and after them the tokens.
+
+        Args:
+            by: number of rows for each run.
+        """
+        if (key := tuple(by)) not in self._lengthened:
+            more, first = (np.repeat(n, self._runs) for n in (by, np.cumsum(by) - by))
+            sizes = self._sizes + more
             ends = np.cumsum(sizes)
             place = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
-            index = np.where(place < by, place, place + np.repeat(starts, sizes))
-            self._lengthened[by] = self._tensor(index), Layout(sizes.tolist(), self._device)
-        return self._lengthened[by]
+            token = place + np.repeat(self._ends[:-1] - more + sum(by), sizes)
+            index = np.where(place < np.repeat(more, sizes), place + np.repeat(first, sizes), token)
+            longer = Layout(sizes.tolist(), self._device, self._runs, self._apart)
+            self._lengthened[key] = self._tensor(index), longer
+        return self._lengthened[key]
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return moved(torch.from_numpy(values), self._device)
@@ -164,7 +188,7 @@ class Layout:
         slots: list[np.ndarray] = []
         reals: list[np.ndarray] = []
         slot = sequence = begin = 0
-        for run, count in enumerate(self._runs):
+        for run, count in enumerate(self._runs if self._apart or self.fronts else [len(sizes)]):
             of_run = begin + np.argsort(-sizes[begin : begin + count], kind="stable")
             begin += count
             number = 0
@@ -349,8 +373,8 @@ class _Asked:
     dropout: float
     place: int
     """In the model, for dropout."""
-    front: tuple[Tensor, Tensor] | None = None
-    """Keys and values in front of every sequence."""
+    front: Sequence[tuple[Tensor, Tensor]] | None = None
+    """Each run's keys and values in front of its sequences."""
 
 
 def _short(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor:
@@ -413,11 +437,12 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Tensor
         ]
         mask = None if asked.causal else group.mask  # padding is last
         if asked.front is not None:
+            front = asked.front[group.run]
             taken[1:] = (
                 torch.cat([part.to(own.dtype).expand(shape[0], -1, -1, -1), own], 2)
-                for part, own in zip(asked.front, taken[1:], strict=True)
+                for part, own in zip(front, taken[1:], strict=True)
             )
-            mask = _with_front(group, asked, asked.front[0].shape[1])
+            mask = _with_front(group, asked, front[0].shape[1])
         result = F.scaled_dot_product_attention(
             *taken,
             attn_mask=mask,
@@ -450,10 +475,12 @@ def _any_length(query: Tensor, key: Tensor, value: Tensor, asked: _Asked) -> Ten
         ends, longest = torch.arange(len(where.ends), dtype=torch.int32, device=key.device), 1
     seen = where
     if asked.front is not None:
-        index, seen = where.lengthened(asked.front[0].shape[1])
+        index, seen = where.lengthened([front.shape[1] for front, _ in asked.front])
         key, value = (
-            torch.cat([part.transpose(0, 1).to(own.dtype), own]).index_select(0, index)
-            for part, own in zip(asked.front, (key, value), strict=True)
+            torch.cat([*(part.transpose(0, 1).to(own.dtype) for part in fronts), own]).index_select(
+                0, index
+            )
+            for fronts, own in zip(zip(*asked.front, strict=True), (key, value), strict=True)
         )
     result = varlen_attn(
         query,

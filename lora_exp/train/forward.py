@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_exp import lora
+from lora_exp.methods.together import Own
 from lora_exp.models import Backbone, first_position
 from lora_exp.train import padded
 from lora_exp.train.batches import Batch
@@ -33,8 +32,8 @@ class Piece:
     """On the backbone's device."""
     stream: int = 0
     """Of random numbers for dropout."""
-    layers: dict[str, lora.LoraLayer] = field(default_factory=dict)
-    """Those with LoRA, by name; none where the run is alone and its layers see to themselves."""
+    own: Own | None = None
+    """What is its own; None where no other run can be in the pass."""
 
 
 @contextmanager
@@ -45,12 +44,12 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
     The backward pass belongs in the context as well: gradient checkpointing computes forward again.
 
     Args:
-        pieces: one, or several with layers of the same names.
+        pieces: one, or several whose own modules have the same names.
         precision: `fp32` or `bf16`.
     """
     model = pieces[0].backbone.model
     lower = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-    if not pieces[0].layers:  # what a lone run's layers draw themselves
+    if pieces[0].own is None:  # what a lone run's layers draw themselves
         torch.manual_seed(pieces[0].stream)
     if family_of(model.config) is None:
         (piece,) = pieces
@@ -60,15 +59,18 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
         yield [outputs]
         return
     batches = [_filled(piece.batch, precision) for piece in pieces]
-    sequences, tokens = ([len(b.lengths) for b in batches], [len(b.input_ids) for b in batches])
-    spans = {sum(sizes): _spans(sizes) for sizes in (sequences, tokens)}
-    draws = Draws([piece.stream for piece in pieces], spans if len(pieces) > 1 else None)
+    lengths = [length for batch in batches for length in batch.lengths]
+    apart = model.training and _drops_attention(model)
+    where = Layout(lengths, model.device, [len(batch.lengths) for batch in batches], apart)
+    draws = Draws([piece.stream for piece in pieces], where.spans if len(pieces) > 1 else None)
+    own = [piece.own for piece in pieces if piece.own is not None]
     with ExitStack() as stack:
         stack.enter_context(drawing(draws))
-        if pieces[0].layers:
-            stack.enter_context(lora.packed([p.layers for p in pieces], spans, _lora_mask(draws)))
+        if own:
+            modules = [one.modules for one in own]
+            stack.enter_context(own[0].packed(modules, where.spans, _mask(draws)))
         with lower:
-            outputs = _flat(pieces, batches, draws)
+            outputs = _flat(pieces, batches, where, draws)
         yield outputs
 
 
@@ -87,17 +89,14 @@ def _filled(batch: Batch, precision: str) -> Batch:
     )
 
 
-def _flat(pieces: Sequence[Piece], batches: Sequence[Batch], draws: Draws) -> list[Tensor]:
+def _flat(
+    pieces: Sequence[Piece], batches: Sequence[Batch], where: Layout, draws: Draws
+) -> list[Tensor]:
     model = pieces[0].backbone.model
-    sequences = [len(batch.lengths) for batch in batches]
     family = family_of(model.config)
     assert family is not None
-    lengths = [length for batch in batches for length in batch.lengths]
-    ids = torch.cat([batch.input_ids for batch in batches])
-    apart = sequences if model.training and _drops_attention(model) else None
-    where = Layout(lengths, ids.device, apart)
     inputs = {
-        "input_ids": ids[None],
+        "input_ids": torch.cat([batch.input_ids for batch in batches])[None],
         "position_ids": (where.positions + first_position(model))[None],
     }
     types = [batch.token_types for batch in batches if batch.token_types is not None]
@@ -111,7 +110,9 @@ def _flat(pieces: Sequence[Piece], batches: Sequence[Batch], draws: Draws) -> li
             for rows, batch in zip(own, batches, strict=True)
             if batch.reads is not None
         ]
-    rows = hidden if len(hidden) == len(lengths) else hidden.index_select(0, family.read(where))
+    sequences = [len(batch.lengths) for batch in batches]
+    shortened = len(hidden) == sum(sequences)
+    rows = hidden if shortened else hidden.index_select(0, family.read(where))
     logits = []
     for number, (piece, own) in enumerate(zip(pieces, rows.split(sequences), strict=True)):
         with drawing(draws.only(number)):
@@ -126,11 +127,7 @@ def _drops_attention(model: torch.nn.Module) -> bool:
     return any(getattr(config, name, 0.0) for name in names)
 
 
-def _spans(sizes: Sequence[int]) -> list[slice]:
-    return [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
-
-
-def _lora_mask(draws: Draws) -> Callable[[str, int, Tensor, float], Tensor]:
+def _mask(draws: Draws) -> Callable[[str, int, Tensor, float], Tensor]:
     def mask(name: str, number: int, like: Tensor, probability: float) -> Tensor:
         return draws.mask(number, place_of(f"{name}.lora_dropout"), like, probability)
 

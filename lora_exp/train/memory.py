@@ -62,7 +62,7 @@ def need(run: Run) -> Need:
     lengths = run.data.train.lengths
     longest = np.argsort(-lengths, kind="stable")[:2].tolist()
     batch = run.data.train.batch(longest)
-    kept = _kept(run, Piece(run.backbone, batch.to(run.device), 0, run.layers))
+    kept = _kept(run, Piece(run.backbone, batch.to(run.device), 0, run.own))
     tokens = _largest_pass(run, lengths)
     return Need(
         backbone=sum(p.nbytes for p in frozen),

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_exp.lora import lora_layers
 from lora_exp.methods import method, parameter_counts, trained
 from lora_exp.runs import files, predictions
 from lora_exp.runs.config import Config
@@ -97,7 +96,7 @@ class Run:
         self.ranks = ranks or Ranks()
         self.model = backbone.model.train()
         self.device = self.model.device
-        self.layers = dict(lora_layers(self.model)) if shares else {}
+        self.own = method(config.method).own(backbone, config) if shares else None
         logger = logging.getLogger(f"lora_exp.{folder.signature}")
         self.log = logging.LoggerAdapter(logger, {"run": name})
         self.state = "running"
@@ -169,7 +168,7 @@ class Run:
             some = own[first : first + size]
             batch = self.data.train.batch(some)
             piece = Piece(
-                self.backbone, batch.to(self.device), self._stream(step, number), self.layers
+                self.backbone, batch.to(self.device), self._stream(step, number), self.own
             )
             pieces.append((piece, int(weights[some].sum()) / total))
         return pieces

@@ -88,7 +88,7 @@ class _Shift:
         if not runs:
             return
         takes = foretell(runs[0])
-        if runs[0].layers and takes is not None:
+        if runs[0].own is not None and takes is not None:
             from lora_exp.train.memory import pack_size
 
             self._size = pack_size(runs[0], takes)

@@ -21,6 +21,7 @@ from lora_exp.runs.config import Config, ModelConfig, TaskConfig
 from lora_exp.tasks import GenerationData, TaskData, pairs
 from lora_exp.tasks.metrics import choose_metrics
 from lora_exp.train.device import make_deterministic
+from lora_exp.train.dropout import again
 from lora_exp.train.encoding import Sequences, encode
 from lora_exp.train.families import family_of, make_flat
 from lora_exp.train.outputs import test_set
@@ -78,7 +79,8 @@ class Workplace:
         nn.Module.to(backbone.model, self.device)  # transformers' own wrapper hides the type
         set_precision(backbone, config.train.precision)
         if config.train.gradient_checkpointing:
-            backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+            options = {"use_reentrant": False, "context_fn": again}
+            backbone.model.gradient_checkpointing_enable(options)
         train, *validation = splits.items()
         _check_batch(config, train[1])
         labels = test = None

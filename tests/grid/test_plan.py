@@ -14,11 +14,14 @@ from lora_exp.grid.packs import pack_key
 from lora_exp.grid.plan import Plan, Point, distinguishing, freeze, make
 from lora_exp.grid.stages import take
 from lora_exp.runs.config import (
+    AdapterConfig,
     Config,
     LoraConfig,
     ModelConfig,
     PackConfig,
     PlacementConfig,
+    PrefixConfig,
+    PromptConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -245,8 +248,21 @@ APART: list[dict[str, Any]] = [
     {"lora": LoraConfig(placement=PlacementConfig(rank_pattern={"query": 0}))},
     {"pack": PackConfig(4)},
 ]
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what may differ, and what not
+    "adapter": (
+        {"adapter": AdapterConfig(size=3)},
+        {"adapter": AdapterConfig(kind="lin")},
+    ),
+    "bitfit": ({"seed": 7}, {"model": ModelConfig("another")}),
+    "prefix": (
+        {"prefix": PrefixConfig(length=3, hidden=None)},
+        {"train": TrainConfig(lr=1e-3, precision="bf16")},
+    ),
+    "prompt": ({"prompt": PromptConfig(length=3)}, {"method": "prefix"}),
+}
 ALONE: list[dict[str, Any]] = [
     {"method": "full"},
+    {"method": "full_top"},
     {"lora": LoraConfig(dora=True)},
     {"lora": LoraConfig(init="pissa")},
     {"lora": LoraConfig(bias="all")},
@@ -263,6 +279,16 @@ def test_what_may_differ_within_a_pack(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", APART, ids=str)
 def test_what_is_shared_by_a_pack(changes: dict[str, Any]) -> None:
     assert pack_key(replace(PACKED, **changes)) not in (None, pack_key(PACKED))
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_runs_of_other_methods_make_packs_of_their_own(method: str) -> None:
+    base, (alike, apart) = replace(PACKED, method=method), OTHERS[method]
+    assert pack_key(base) not in (None, pack_key(PACKED))
+    assert pack_key(replace(base, **alike)) == pack_key(base)
+    assert pack_key(replace(base, **apart)) not in (None, pack_key(base))
+    placed = replace(base, lora=LoraConfig(placement=PlacementConfig("mlp")))
+    assert pack_key(placed) == pack_key(base), "what is LoRA's alone does not part them"
 
 
 @pytest.mark.parametrize("changes", ALONE, ids=str)

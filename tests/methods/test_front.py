@@ -153,7 +153,7 @@ def test_deberta_sees_the_prefix_beside_what_it_saw(tmp_path: Path) -> None:
         )
     # Without any positions it is DeBERTa's own attention.
     prefix: Any = backbone.model.base_model.prefix
-    prefix.forward = lambda: [(torch.zeros(4, 0, 8), torch.zeros(4, 0, 8))] * 2
+    prefix.made = lambda: [(torch.zeros(4, 0, 8), torch.zeros(4, 0, 8))] * 2
     torch.testing.assert_close(logits_of(backbone, given), expected, atol=1e-5, rtol=1e-4)
 
 

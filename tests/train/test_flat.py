@@ -105,7 +105,7 @@ def test_gradients_equal_those_of_a_padded_batch(architecture: str, tmp_path: Pa
 )
 def test_a_layout_holds_every_token_once(lengths: list[int], cut: int, apart: bool) -> None:
     cut = min(cut, len(lengths))
-    where = flat.Layout(lengths, "cpu", [cut, len(lengths) - cut] if apart else None)
+    where = flat.Layout(lengths, "cpu", [cut, len(lengths) - cut], apart)
     tokens = sum(lengths)
     assert torch.equal(where.arranged.slots[where.arranged.tokens], torch.arange(tokens))
     real = torch.ones(len(where.arranged.slots), dtype=torch.bool)
@@ -156,9 +156,9 @@ def test_bf16_keeps_what_is_trained_in_fp32_and_stays_close(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("one_each", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("in_front", [0, 3])
+@pytest.mark.parametrize("in_front", [[], [3, 3], [2, 5]])
 def test_the_kernel_of_gpus_is_asked_for_the_same(
-    in_front: int, causal: bool, one_each: bool, monkeypatch: pytest.MonkeyPatch
+    in_front: list[int], causal: bool, one_each: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its arguments, by its documentation, mean what the groups compute. Where there are more keys
     than queries, the last query sees the last key (FlashAttention 2)."""
@@ -186,7 +186,7 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(
         return torch.cat(outputs)
 
     monkeypatch.setattr(varlen, "varlen_attn", by_hand)
-    where = flat.Layout(LENGTHS, "cpu")
+    where = flat.Layout(LENGTHS, "cpu", [3, 5])
     generator = torch.Generator().manual_seed(1)
     heads = {"query": 4, "key": 2, "value": 2}
     query, key, value = (
@@ -198,8 +198,9 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(
     module.is_causal = causal  # type: ignore[assignment]
     front = None
     if in_front:
-        pair = torch.randn(2, 2, in_front, 8, generator=generator)
-        where.fronts = {module: (front := (pair[0], pair[1]))}
+        pairs = [torch.randn(2, 2, rows, 8, generator=generator) for rows in in_front]
+        front = [(key, value) for key, value in pairs]
+        where.fronts = {module: front}
     expected, _ = flat.attention(module, query, key, value, None, flat_layout=where, scaling=0.3)
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
     asked = flat._Asked(where, one_each, causal and not one_each, 0.3, 0.0, 0, front)
