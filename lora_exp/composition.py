@@ -14,6 +14,8 @@ from typing import Any
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
@@ -34,14 +36,32 @@ def guard() -> None:
 class GuardedLoader(ConfigLoaderImpl):
     """Refuses, before Hydra acts on it, what would run code that a config names."""
 
-    def load_configuration(self, *arguments: Any, **options: Any) -> DictConfig:
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *arguments: Any, **options: Any
+    ) -> DictConfig:
         """
         Raises:
             UserError: for a config that names code.
         """
-        config = super().load_configuration(*arguments, **options)
+        self._check_choices(overrides)
+        config = super().load_configuration(config_name, overrides, *arguments, **options)
         _check(OmegaConf.to_container(config.hydra))
         return config
+
+    def _check_choices(self, overrides: list[str]) -> None:
+        """See that where a file is to be chosen, the name of one is given."""
+        for override in OverridesParser.create(config_loader=self).parse_overrides(overrides):
+            group, value = override.key_or_group, override.value()
+            if override.is_sweep_override() or not self.repository.group_exists(group):
+                continue
+            if (
+                override.type is OverrideType.DEL
+                or value == ""
+                or not isinstance(value, str | dict)
+            ):
+                options = self.get_group_options(group)
+                hint = nearest(str(value), options, kind="choices") if options else ""
+                raise UserError(f"{override.input_line}: give the name of one choice. {hint}")
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         loaded = super()._load_single_config(default, repo)

@@ -18,13 +18,15 @@ NAME = re.compile(r"[\w.-]*\w[\w.-]*")
 
 
 def problems(config: Any) -> list[str]:
-    """A line for each value that is too large, no number at all, or no text."""
+    """A line for each value that is too large, no number at all, empty, or no text."""
     found = []
     for key, value in _leaves(config):
         if isinstance(value, float) and not abs(value) <= FLOAT:
             found.append(f"{key}={value}: must be a finite number.")
         elif isinstance(value, int) and abs(value) > INTEGER:
             found.append(f"{key}={value}: must be at most 2^32.")
+        elif value == "":
+            found.append(f"{key}=: is empty. Leave it out, or give a value.")
         elif isinstance(value, str) and (wrong := UNPRINTABLE.search(value)):
             found.append(
                 f"{key}={printable(value)}: has the character {wrong[0]!a}, which is no text."

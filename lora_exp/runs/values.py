@@ -40,7 +40,7 @@ def from_mapping(values: Any) -> Config:
 
     Raises:
         OmegaConfBaseException: for an unknown key, a missing value or one of the wrong type.
-        UserError: for a list in a list.
+        UserError: for what is no plain value in a list or mapping.
     """
     # As plain values: a typed node would bring keys that were added to it (`+key=value`) along.
     if isinstance(values, DictConfig):
@@ -48,25 +48,30 @@ def from_mapping(values: Any) -> Config:
     config = _exact(Config, values)
     if config is None:  # a value to be converted, or a mistake
         plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-        _check_lists(plain)
+        if isinstance(plain, dict):
+            _check_items(Config, plain)
         config = OmegaConf.to_object(OmegaConf.merge(_types(), plain))
     assert isinstance(config, Config)
     return config
 
 
-def _check_lists(node: Any, key: str = "") -> None:
-    """Refuse what stands in a list and is no plain value: OmegaConf would make text of it.
+def _check_items(kind: type, values: dict[Any, Any], prefix: str = "") -> None:
+    """Refuse what stands in a list or mapping and is no plain value: OmegaConf would make text of
+    it, or leave it.
 
     Raises:
         UserError: with its key.
     """
-    if isinstance(node, dict):
-        for name, value in node.items():
-            _check_lists(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for value in node:
-            if isinstance(value, list | dict):
-                raise UserError(f"{key}={node}: {value} stands in a list of plain values.")
+    for name, (types, _) in _fields(kind).items():
+        value = values.get(name)
+        if isinstance(types, type) and is_dataclass(types):
+            if isinstance(value, dict):
+                _check_items(types, value, f"{prefix}{name}.")
+        elif isinstance(value, list | dict):
+            for one in value.values() if isinstance(value, dict) else value:
+                if one is None or isinstance(one, list | dict):
+                    told = "null" if one is None else one
+                    raise UserError(f"{prefix}{name}={value}: {told} is no plain value.")
 
 
 def _exact(kind: type, values: dict[Any, Any]) -> Any | None:
