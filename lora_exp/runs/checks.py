@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from collections.abc import Callable
 from string import Formatter
 
 from lora_exp.errors import UserError
@@ -218,13 +218,6 @@ def check(config: Config) -> None:
         raise UserError("\n".join(problems))
 
 
-def _check_generation(
-    config: Config, require: Callable[[bool, str, object, str], None], choice: Callable
-) -> None:
-    task, head_dropout = config.task, config.model.head_dropout
-    require(
-        head_dropout is None,
-        "model.head_dropout",
 @cache
 def is_installed(tracker: str) -> bool:
     """Whether the packages of a tracker are there; nothing of them is imported."""
@@ -236,6 +229,13 @@ def how_to_install(tracker: str) -> str:
     return f"it is not installed: pip install 'lora-exp[{tracker}]'"
 
 
+def _check_generation(
+    config: Config, require: Callable[[bool, str, object, str], None], choice: Callable
+) -> None:
+    task, head_dropout = config.task, config.model.head_dropout
+    require(
+        head_dropout is None,
+        "model.head_dropout",
         head_dropout,
         "a language model's head has no dropout; leave it out.",
     )
