@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_exp import console
 from lora_exp.errors import UserError
-from lora_exp.grid import slurm, stages
+from lora_exp.grid import notify, slurm, stages
 from lora_exp.grid.plan import Point
 from lora_exp.grid.submission import Submission, end, progress
 from lora_exp.runs import cluster
@@ -34,14 +34,21 @@ class Close:
     """Of the submission."""
 
     def __call__(self) -> None:
-        """Submit the runs that are left, unless their jobs were cancelled or get nowhere; and once
-        none is, what waits for them.
+        """Submit the runs that are left, unless their jobs were cancelled or get nowhere; once none
+        is, what waits for them; and if nothing does, tell whoever wants to know.
 
         Raises:
             SystemExit: with status 1 if runs are left, and nothing will train them.
         """
         console.set_up(alone=False)
         submission = Submission(self.path)
+        try:
+            self._close(submission)
+        finally:
+            if not submission.grid.left:
+                notify.ended(submission.grid)
+
+    def _close(self, submission: Submission) -> None:
         record = submission.record
         jobs = cluster.states(submission.jobs)
         told = ", ".join(sorted({job.state for job in jobs.values()}))

@@ -38,6 +38,7 @@ def start(grid: Grid) -> None:
 
 def main() -> None:
     """`python -m lora_exp.grid.detached GRID`."""
+    from lora_exp.grid import notify
     from lora_exp.grid.local import train_later, train_runs
 
     console.set_up()
@@ -45,6 +46,7 @@ def main() -> None:
     if left := grid.left:  # unless it has been cancelled by now
         train_runs(grid, left)
     train_later(grid)
+    notify.ended(grid)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 
 from lora_exp.errors import UserError
-from lora_exp.grid import detached, devices, packs, plan, stages
+from lora_exp.grid import detached, devices, notify, packs, plan, stages
 from lora_exp.grid.coordinator import Coordinator
 from lora_exp.grid.devices import Device
 from lora_exp.grid.plan import Point
@@ -30,7 +30,8 @@ class Stopped(SystemExit):
 
 
 def train(points: Sequence[Point], study: str | None = None) -> list[Outcome]:
-    """Train the runs that the points come to, and show where each of them stands at the end.
+    """Train the runs that the points come to, show where each of them stands at the end, and tell
+    whoever wants to know that they have ended.
 
     Args:
         points: of the grid.
@@ -43,11 +44,19 @@ def train(points: Sequence[Point], study: str | None = None) -> list[Outcome]:
         UserError: for what is wrong with the points, before anything is written.
         Stopped: after a signal.
     """
+    ended, grid = _train(points, study)
+    if grid is not None:
+        notify.ended(grid)
+    return ended
+
+
+def _train(points: Sequence[Point], study: str | None = None) -> tuple[list[Outcome], Grid | None]:
+    """How the run of each point ended, and the grid, if there was something to train here."""
     planned = plan.make(points)
     found = devices.choose(planned.device)[: len(planned.to_train)]
     if planned.dry_run:
         show_plan(planned, len(found), f"workers: {_described(found)}")
-        return planned.for_points(outcomes(planned, {}))
+        return planned.for_points(outcomes(planned, {})), None
     planned.settle()
     names = sorted({device.name for device in found if device.name})
     gpu = ", ".join(names) or None
@@ -56,7 +65,7 @@ def train(points: Sequence[Point], study: str | None = None) -> list[Outcome]:
             plan.freeze(planned, LOCAL, gpu, study)
         ended = outcomes(planned, {})
         show(ended)
-        return planned.for_points(ended)
+        return planned.for_points(ended), None
     grid = plan.freeze(planned, LOCAL, gpu, study)
     runs = [run.folder for run in planned.to_train]
     stopped = None
@@ -74,7 +83,7 @@ def train(points: Sequence[Point], study: str | None = None) -> list[Outcome]:
         raise stopped
     if not planned.detach:
         ended[len(planned.runs) :] = train_later(grid) or ended[len(planned.runs) :]
-    return planned.for_points(ended)
+    return planned.for_points(ended), None if planned.detach else grid
 
 
 def train_later(grid: Grid) -> list[Outcome]:
@@ -82,7 +91,7 @@ def train_later(grid: Grid) -> list[Outcome]:
     nothing that it could start from."""
     points = [Point(one.overrides, one.config) for one in stages.take(grid)]
     try:
-        return train(points) if points else []
+        return _train(points)[0] if points else []
     except UserError as error:
         log.error("What waits cannot start: %s", error)
         return []
