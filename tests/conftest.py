@@ -26,9 +26,16 @@ def _no_cuda() -> bool:
     return not torch.cuda.is_available()
 
 
+def _no_bf16() -> bool:
+    import torch
+
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 # The reasons (as they begin) for which a test may be skipped in CI, and what must be true then.
 EXPLAINED: dict[str, Callable[[], bool]] = {
     "needs a CUDA device": _no_cuda,
+    "needs a CPU with bf16": _no_bf16,
     "../shared": lambda: not SHARED.exists(),
     "needs LaTeX": lambda: shutil.which("pdflatex") is None,
     "needs Java": lambda: shutil.which("java") is None,

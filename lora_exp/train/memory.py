@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_exp.train.batches import epoch_order
 from lora_exp.train.forward import Piece, forward
+from lora_exp.train.prepacked import copied_bytes
 from lora_exp.train.run import Run
 
 TOKENS = {"cpu": 512, "cuda": 65536}
@@ -65,7 +66,7 @@ def need(run: Run) -> Need:
     kept = _kept(run, Piece(run.backbone, batch.to(run.device), 0, run.own))
     tokens = _largest_pass(run, lengths)
     return Need(
-        backbone=sum(p.nbytes for p in frozen),
+        backbone=sum(p.nbytes for p in frozen) + copied_bytes(run.model),
         trained=sum(4 * p.nbytes for p in trained),
         activations=kept * tokens // len(batch.input_ids),
         tokens=tokens,

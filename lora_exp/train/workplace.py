@@ -26,6 +26,7 @@ from lora_exp.train.encoding import Sequences, encode
 from lora_exp.train.families import family_of, make_flat
 from lora_exp.train.outputs import test_set
 from lora_exp.train.pairs import encode_pairs
+from lora_exp.train.prepacked import prepack
 from lora_exp.train.run import Data
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def set_precision(backbone: Backbone, precision: str) -> None:
         for parameter in backbone.model.parameters():
             if parameter.ndim > 1 and not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
+        if flat and backbone.model.device.type == "cpu":
+            prepack(backbone.model.base_model)
 
 
 def _check_room(config: Config, backbone: Backbone) -> None:
