@@ -41,13 +41,14 @@ def mixed(model: Path | str, outputs: Path, **more: Any) -> list[Config]:
         ("bert", "qv", 50),
         ("bert", "all_linear", 10),
         ("bert", "embedding", 10),
+        ("bert", ["query", "pooler.dense"], 10),  # the pooler is computed with each run's head
         ("roberta", "attention", 10),
         ("gpt2", "qv", 10),
         ("gpt2", "all_linear", 10),
     ],
 )
 def test_each_run_equals_its_solo_run(
-    architecture: str, placement: str, steps: int, tmp_path: Path
+    architecture: str, placement: str | list[str], steps: int, tmp_path: Path
 ) -> None:
     from tiny import save
 
@@ -65,8 +66,9 @@ def test_each_run_equals_its_solo_run(
         assert RunFolder(packed).status["pack"] is not None
 
 
-def with_placement(config: Config, preset: str) -> Config:
-    placement = replace(config.lora.placement, preset=preset)
+def with_placement(config: Config, given: str | list[str]) -> Config:
+    key = "preset" if isinstance(given, str) else "targets"
+    placement = replace(config.lora.placement, **{key: given})
     return replace(config, lora=replace(config.lora, placement=placement))
 
 
