@@ -89,6 +89,8 @@ def test_the_launcher_is_found(installed, tmp_path):
         ["compare", "--help"],
         ["export", "--help"],
         ["import", "--help"],
+        ["sync", "--help"],
+        ["dashboard", "--help"],
     ],
     ids=" ".join,
 )

@@ -7,6 +7,7 @@ trackers from the run folder, whenever it likes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -21,6 +22,8 @@ COORDINATES = ("step", "epoch", "split")
 """Of a line of `metrics.jsonl`: what its values belong to."""
 TAG_LENGTH = 64
 """W&B takes no longer ones."""
+
+log = logging.getLogger("lora_exp")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,11 @@ def sinks(tracker: TrackerConfig, folder: RunFolder) -> list[Sink]:
         return []
     from lora_exp.track.background import Background
 
-    run = RunInfo.of(folder, tracker)
+    try:
+        run = RunInfo.of(folder, tracker)
+    except Exception as error:  # of the records of grids, which no run depends on
+        log.warning("Nobody watches %s: %s: %s.", folder.name, type(error).__name__, error)
+        return []
     return [Background(name, tracker, run) for name in names]
 
 

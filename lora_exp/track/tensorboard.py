@@ -13,6 +13,9 @@ from typing import Any
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import RunInfo, flat
 
+FLUSH_SECONDS = 10
+"""Points are seen after so long; those younger are lost with a process that is killed."""
+
 
 def start(tracker: TrackerConfig, info: RunInfo) -> EventFile:
     """A new event file in the run's folder."""
@@ -28,7 +31,9 @@ class EventFile:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._events, self._summaries = _messages("compat.proto.event", "compat.proto.summary")
-        self._writer = EventFileWriter(str(info.outputs / "tensorboard" / info.name))
+        self._writer = EventFileWriter(
+            str(info.outputs / "tensorboard" / info.name), flush_secs=FLUSH_SECONDS
+        )
         self._last: int | None = None  # step
         config = {
             key: value if isinstance(value, bool | int | float | str) else str(value)

@@ -114,6 +114,8 @@ def _train(work: Sequence[Part]) -> None:
 
     All of it is trained with the code of now, which may have been mended meanwhile.
     """
+    from lora_exp.grid import notify
+
     for grid, runs, launcher in work:
         if launcher["name"] == "slurm":
             from lora_exp.grid import slurm, snapshot
@@ -124,6 +126,7 @@ def _train(work: Sequence[Part]) -> None:
     for grid, runs, launcher in work:
         if launcher["name"] == "local":
             _train_here(grid, runs)
+            notify.ended(grid)
 
 
 def _train_here(grid: Grid, runs: Sequence[RunFolder]) -> None:

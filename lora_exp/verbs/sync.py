@@ -36,7 +36,8 @@ def sync(
 ) -> None:
     """Send runs to a tracker from their folders, whoever watched them while they trained.
 
-    Nothing is sent twice. Project, entity and tags are those of the run's config unless given.
+    What a tracker has is not sent again; what was sent is noted in OUTPUTS/TRACKER/sent, which may
+    be removed. Project, entity and tags are those of the run's config unless given.
     """
     if to not in TRACKERS:
         raise UserError(f"--to {to}: {nearest(to, TRACKERS, kind='trackers')}")
