@@ -76,19 +76,22 @@ def need(run: Run) -> Need:
 def _kept(run: Run, piece: Piece) -> int:
     """Bytes that a forward pass keeps for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
-    found: dict[int, Tensor] = {}
+    found: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        # The graph keeps what is returned, and this function: through either, a tensor that knows
+        # its graph would keep it for ever.
+        return tensor.detach()
 
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         forward([piece], run.config.train.precision) as (outputs,),
     ):
         run.loss(outputs, piece.batch.labels)
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    return sum(found.values())
 
 
 def _largest_pass(run: Run, lengths: np.ndarray) -> int:

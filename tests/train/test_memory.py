@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ def test_activations_grow_with_the_pass_and_shrink_with_checkpointing(
     assert large.activations / large.tokens == pytest.approx(per_token, rel=0.01)
     assert pieces.activations < 0.4 * large.activations
     assert again.activations < 0.6 * large.activations
+
+
+def test_what_the_forecast_computes_is_let_go(tiny: Path, tmp_path: Path) -> None:
+    """Nothing of it stays in a worker that goes on to other runs."""
+    one = run(tiny, tmp_path, lora_dropout=0.1)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+    memory.need(one)
+    before = tensors()
+    memory.need(one)
+    assert tensors() == before
 
 
 def test_dropout_is_counted(tiny: Path, tmp_path: Path) -> None:
