@@ -97,3 +97,20 @@ def test_metrics_that_do_not_fit_are_refused_before_training():
         choose_metrics(["accuracy"], NUMBERS)
     with pytest.raises(UserError, match="pearson does not fit 2 classes"):
         choose_metrics(["pearson"], TWO)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_metrics_of_classes_are_those_of_scikit_learn(classes):
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    random = np.random.default_rng(classes)
+    for number in (5, 50, 1000):
+        labels, guesses = random.integers(0, classes, (2, number))
+        predictions = np.where(random.random(number) < 0.6, labels, guesses)
+        expected = {
+            "accuracy": accuracy_score(labels, predictions),
+            "matthews_correlation": matthews_corrcoef(labels, predictions),
+        }
+        if classes == 2:
+            expected["f1"] = f1_score(labels, predictions, zero_division=0)  # pyright: ignore
+        assert measure(list(expected), predictions, labels) == pytest.approx(expected, abs=1e-14)
