@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +45,8 @@ def commit(temporary: Path, path: Path) -> None:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether there was no room for what was to be written: here, now, and not for good."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def link(source: Path, path: Path) -> None:
@@ -78,7 +81,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     check_new(path)
     place = path.resolve()
-    temporary = place.with_name(f".{place.name}-{os.getpid()}{TEMPORARY}")
+    own = f".{place.name}-{socket.gethostname()}-"
+    for left in place.parent.glob(f"{glob.escape(own)}*{TEMPORARY}"):
+        if not _lives(left.name.removeprefix(own).removesuffix(TEMPORARY)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = place.with_name(f"{own}{os.getpid()}{TEMPORARY}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -90,6 +97,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _lives(process: str) -> bool:
+    """Whether there is a process of this machine with this number."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):  # somebody else's, or no number
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert path.read_text() == "old"
     files.remove_temporaries(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_removes_what_a_process_left_that_died_while_it_wrote_it(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with files.new_folder(tmp_path / "new") as folder:
+            (folder / "half").touch()
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.rglob("*")][1:] == ["half"]
+    with files.new_folder(tmp_path / "new") as folder:
+        (folder / "whole").touch()
+        with files.new_folder(tmp_path / "other"):  # and nothing of those who live
+            pass
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
+        "new",
+        "new/whole",
+        "other",
+    ]
 
 
 def test_numbers_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
