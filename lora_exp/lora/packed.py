@@ -42,13 +42,14 @@ def packed(
         mask: of dropout, for the layers that have any.
     """
     rows = _Packed(adapters, spans, mask)
-    for layer in adapters[0].values():
+    before = {layer: layer.rows for layer in adapters[0].values()}
+    for layer in before:
         layer.rows = rows
     try:
         yield
     finally:
-        for layer in adapters[0].values():
-            layer.rows = None
+        for layer, outer in before.items():
+            layer.rows = outer
 
 
 class _Packed:

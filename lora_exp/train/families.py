@@ -35,12 +35,12 @@ class Family:
 
 
 def _bert_head(model: Any, rows: Tensor) -> Tensor:
-    pooled = model.bert.pooler(rows[:, None])  # the library's heads read the token at position 0
-    return model.classifier(model.dropout(pooled))
+    pooler = model.bert.pooler
+    return model.classifier(model.dropout(pooler.activation(pooler.dense(rows))))
 
 
 def _roberta_head(model: Any, rows: Tensor) -> Tensor:
-    return model.classifier(rows[:, None])
+    return model.classifier(rows[:, None])  # the library's reads the token at position 0
 
 
 def _score_head(model: Any, rows: Tensor) -> Tensor:
@@ -105,6 +105,10 @@ def family_of(config: PreTrainedConfig) -> Family | None:
     return FAMILIES.get(config.model_type)
 
 
+def _nothing(hidden: Tensor) -> None:
+    pass
+
+
 def make_flat(model: PreTrainedModel) -> None:
     """Have a model take flat batches, if its architecture can; a classifier's last layer then
     computes only what its head reads."""
@@ -113,6 +117,9 @@ def make_flat(model: PreTrainedModel) -> None:
         return
     model.set_attn_implementation(ATTENTION)
     give_places(model)
+    pooler: Any = getattr(model.base_model, "pooler", None)
+    if pooler is not None:
+        pooler.forward = _nothing  # it is computed with the head, of the rows that this reads
     writes = model.get_output_embeddings() is not None
     if family.last_layer is not None and family.shortened is not None and not writes:
         layers: Any = model.base_model.get_submodule(family.last_layer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -63,15 +63,24 @@ def forward(pieces: Sequence[Piece], precision: str) -> Iterator[list[Tensor]]:
     apart = model.training and _drops_attention(model)
     where = Layout(lengths, model.device, [len(batch.lengths) for batch in batches], apart)
     draws = Draws([piece.stream for piece in pieces], where.spans if len(pieces) > 1 else None)
+    with _together(pieces, where.spans, draws):
+        with lower:
+            outputs = _flat(pieces, batches, where, draws)
+        yield outputs
+
+
+@contextmanager
+def _together(
+    pieces: Sequence[Piece], spans: Mapping[int, Sequence[slice]], draws: Draws
+) -> Iterator[None]:
+    """Within this context, the first piece's model computes for all, with what is their own."""
     own = [piece.own for piece in pieces if piece.own is not None]
     with ExitStack() as stack:
         stack.enter_context(drawing(draws))
         if own:
             modules = [one.modules for one in own]
-            stack.enter_context(own[0].packed(modules, where.spans, _mask(draws)))
-        with lower:
-            outputs = _flat(pieces, batches, where, draws)
-        yield outputs
+            stack.enter_context(own[0].packed(modules, spans, _mask(draws)))
+        yield
 
 
 def _filled(batch: Batch, precision: str) -> Batch:
@@ -115,8 +124,8 @@ def _flat(
     rows = hidden if shortened else hidden.index_select(0, family.read(where))
     logits = []
     for number, (piece, own) in enumerate(zip(pieces, rows.split(sequences), strict=True)):
-        with drawing(draws.only(number)):
-            read = own[: len(piece.batch.lengths)]
+        read = own[: len(piece.batch.lengths)]
+        with _together([piece], {len(read): [slice(0, len(read))]}, draws.only(number)):
             logits.append(family.head(piece.backbone.model, read))
     return logits
 
