@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
+from lora_exp.runs.bounds import printable
 from lora_exp.runs.config import CONF
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def leave(status: int, error: Exception) -> NoReturn:
     """Exit with one message; with the traceback if HYDRA_FULL_ERROR=1 asks for it."""
     if _tracebacks:
         raise error
-    print(f"lora_exp: {error}", file=sys.stderr)
+    print(f"lora_exp: {printable(str(error))}", file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -81,9 +82,21 @@ def _plan() -> None:
 
 
 def _verb() -> None:
+    import typer
+
     from lora_exp.verbs import app
 
-    app()
+    try:
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer has to say of the arguments
+            raise
+        told = error.format_message().rstrip(".")
+        raise UserError(f"{told}. See: python -m lora_exp {sys.argv[1]} --help") from error
+    if status:
+        raise SystemExit(status)
 
 
 def _run_or_compose() -> None:

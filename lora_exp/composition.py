@@ -52,6 +52,8 @@ class GuardedLoader(ConfigLoaderImpl):
         """See that where a file is to be chosen, the name of one is given."""
         for override in OverridesParser.create(config_loader=self).parse_overrides(overrides):
             group, value = override.key_or_group, override.value()
+            if not group:
+                raise UserError(f"{override.input_line}: names no key; expected KEY=VALUE.")
             if override.is_sweep_override() or not self.repository.group_exists(group):
                 continue
             if (

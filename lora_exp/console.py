@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lora_exp.runs.bounds import printable
+
 console = Console(stderr=True, highlight=False)
 console.soft_wrap = not console.is_terminal  # lines for people fit the terminal; others stay whole
 log = logging.getLogger("lora_exp")
@@ -32,8 +34,9 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
         run = getattr(record, "run", "")
-        lines = record.getMessage().splitlines()
-        text = "\n".join(f"{run}  {line}" for line in lines) if run else record.getMessage()
+        text = printable(record.getMessage())
+        if run:
+            text = "\n".join(f"{run}  {line}" for line in text.splitlines())
         console.print(text, markup=False, style=style)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from lora_exp.runs.bounds import printable
+
 COLOURS = {
     "done": "green",
     "running": "cyan",
@@ -25,6 +27,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         header: a word for each column.
         rows: as many cells each.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     kept = [number for number in range(len(header)) if any(row[number] for row in rows)]
     widths = [max(len(header[n]), *(len(row[n]) for row in rows)) for n in kept]
     lines = ["  ".join(header[n].ljust(w) for n, w in zip(kept, widths, strict=True)).rstrip()]

@@ -23,6 +23,8 @@ def standing(runs: Sequence[RunRecord]) -> list[str]:
     lines += [f"{run.name} {run.state}: {_reason(run)}" for run in failed[:LISTED]]
     if len(failed) > LISTED:
         lines.append(f"and {len(failed) - LISTED:,} more: status state=failed,lost")
+    if damaged := [run.name for run in runs if run.damaged]:
+        lines.append(f"Damaged, and told of by `show`: {', '.join(damaged)}.")
     missing = Counter(
         (metric, reason)
         for run in runs

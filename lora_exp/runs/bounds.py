@@ -44,6 +44,15 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def plain(value: Any) -> Any:
+    """What was read from a file, with all its text printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {plain(key): plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list) else value
+
+
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every value with its dotted key; what stands in a list has the key of the list."""
     if is_dataclass(node):

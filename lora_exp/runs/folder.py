@@ -19,6 +19,7 @@ from lora_exp.errors import UserError
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.lease import Lease, Owner, RunBusy, hold
+from lora_exp.runs.shapes import CHECKS, is_line
 from lora_exp.runs.values import from_yaml, to_yaml
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -152,14 +153,26 @@ class RunFolder:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            return files.read_json(self.path / name)
-        except ValueError:  # empty, after a loss of power
+            value = files.read_json(self.path / name)
+        except (ValueError, RecursionError):  # empty, after a loss of power
             return None
+        return value if CHECKS[name](value) else None
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while the run is not done."""
-        return files.read_json(self.path / "result.json")
+        """`result.json`, or None while the run is not done.
+
+        Raises:
+            UserError: if it is damaged; it may be all that is left of the run.
+        """
+        file = self.path / "result.json"
+        found = self._read(file.name)
+        if found is None and file.exists():
+            raise UserError(
+                f"{file}: it is damaged. Bring it back from a copy; or remove it, and the run is "
+                "trained again from its last checkpoint, if there is one."
+            )
+        return found
 
     def set_status(self, state: State, **details: Any) -> None:
         """Replace the status: `attempt`, `step`, `epoch`, `reason` and the like in `details`.
@@ -244,17 +257,22 @@ class RunFolder:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that a crash cut short is left out."""
+        """The lines of metrics.jsonl; one that is damaged, or cut short by a crash, is left out."""
         if self.metrics_file.exists():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):
-                    yield json.loads(line)
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+            for line in text.split("\n")[:-1]:
+                with suppress(ValueError, RecursionError):
+                    if is_line(values := json.loads(line)):
+                        yield values
 
     def texts(self) -> Iterator[dict[str, Any]]:
         """What a language model wrote at the end: `source`, `output`, `references`, `group`."""
         if self.texts_file.exists():
-            with self.texts_file.open(encoding="utf-8") as file:
-                yield from map(json.loads, file)
+            try:
+                with self.texts_file.open(encoding="utf-8") as file:
+                    yield from map(json.loads, file)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{self.texts_file}: it is damaged ({error}).") from error
 
     def metrics_size(self) -> int:
         """Length of metrics.jsonl in bytes, once all of it is safely on disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 
 import yaml
 
+from lora_exp.runs import bounds
 from lora_exp.runs.cluster import GONE, Job, states
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.grid import Grid, all_grids
 from lora_exp.runs.lease import is_held
+from lora_exp.runs.shapes import CHECKS, is_config
 
 UNFINISHED = ("queued", "running", "preempted")
 LOST = "lost"
 """The state that no file has: the run should go on, and there is nothing that would do it."""
+ESCAPES = re.compile(rb"\\u00[0189]|\\u[dD][89a-fA-F]|\x7f|\xc2[\x80-\x9f]")
+"""JSON that may hold what no terminal should be given."""
 # Of libyaml where it is there: ten times as fast.
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -30,6 +35,8 @@ class RunRecord:
         self._path = path
         self._records = records
         self.name = os.path.basename(path)  # noqa: PTH119 (ten times as fast as a Path)
+        self.damaged: list[str] = []
+        """The files that were read so far, and do not hold what they should."""
         self.signature = self.name.rsplit("-", 1)[-1]
 
     @property
@@ -64,9 +71,9 @@ class RunRecord:
         try:
             with open(f"{self._path}/config.yaml", encoding="utf-8") as file:  # noqa: PTH123
                 config = yaml.load(file, YAML)
-        except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return {}
-        return config if isinstance(config, dict) else {}
+        return bounds.plain(config) if is_config(config) else {}
 
     @property
     def group(self) -> str:
@@ -98,6 +105,8 @@ class RunRecord:
     def _standing(self) -> tuple[str, str]:
         written = self.status
         state, why = written["state"], str(written.get("reason") or "")
+        if state == "done" and self.result is None:
+            return "failed", "result.json is damaged; bring it back, or remove it and retry"
         found = self._doubt(state)
         if found is None:
             return state, why
@@ -149,11 +158,21 @@ class RunRecord:
         return None if waiting is None else (state, f"job {name} waits: {waiting.reason}")
 
     def _read(self, name: str) -> Any | None:
+        """What a file holds; None where there is none, or none that can be believed."""
         try:
             with open(f"{self._path}/{name}", "rb") as file:  # noqa: PTH123
-                return json.loads(file.read())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+                text = file.read()
+            value = json.loads(text)
+            if ESCAPES.search(text):
+                value = bounds.plain(value)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError, RecursionError):
+            value = None
+        if CHECKS[name](value):
+            return value
+        self.damaged.append(name)
+        return None
 
 
 class Records:

@@ -28,7 +28,8 @@ def folder(task: TaskConfig) -> Path:
     if not top.is_dir():
         what = "is not a folder" if top.exists() else "does not exist"
         parent = top.absolute().parent
-        beside = [entry.name for entry in _listing(parent) if entry.is_dir()]
+        there = _listing(parent) if parent.is_dir() else []
+        beside = [entry.name for entry in there if entry.is_dir()]
         advice = f" {nearest(top.name, beside, kind=f'folders in {parent}')}" if beside else ""
         raise UserError(f"task.data_dir={task.data_dir} {what}.{advice}")
     return top / task.name if (top / task.name).is_dir() else top

@@ -68,7 +68,10 @@ def kind(path: Path) -> str:
 
 def digest(path: Path) -> str:
     """SHA-256 of the content as it was before gzip; computed once for each state of the file."""
-    state = path.stat()
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise unreadable(str(path), path, error) from error
     return _digest(path, state.st_size, state.st_mtime_ns)
 
 

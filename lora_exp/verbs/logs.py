@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lora_exp.runs.bounds import printable
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.records import Records
 from lora_exp.runs.store import find_run
@@ -31,7 +32,7 @@ def logs(
     if follow:
         _follow(folder)
     elif folder.log.exists():
-        typer.echo(folder.log.read_text(encoding="utf-8", errors="replace").rstrip())
+        typer.echo(printable(folder.log.read_text(encoding="utf-8", errors="replace").rstrip()))
     else:
         typer.echo(f"{folder.name} is {folder.status['state']}, and has no log yet.", err=True)
 
@@ -49,7 +50,7 @@ def _follow(folder: RunFolder) -> None:
                 file.seek(place)
                 new = file.read()
             place += len(new)
-            typer.echo(new.decode("utf-8", "replace"), nl=False)
+            typer.echo(printable(new.decode("utf-8", "replace")), nl=False)
         if state not in ("running", "queued"):
             typer.echo(f"{folder.name} is {state}.", err=True)
             return

@@ -75,6 +75,8 @@ def report(
     for kind, file in targets.items():
         if str(file) != "-" and not file.absolute().parent.is_dir():
             raise UserError(f"--{kind} {file}: there is no folder {file.absolute().parent}.")
+        if file.is_dir():
+            raise UserError(f"--{kind} {file}: is a folder; name a file.")
     if watch and (html is None or str(html) == "-"):
         raise UserError("--watch serves the page of --html FILE: give both.")
     if study is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from lora_exp.runs.bounds import printable
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.signature import UNDECIDING
 from lora_exp.runs.store import find_run
@@ -29,9 +30,12 @@ def show(run: Run, outputs: Outputs = Path("outputs")) -> None:
     record = records.of(folder)
     origin = record.origin
     typer.echo(f"{folder.path}\n{record.state}: {_outcome(record)}")
+    if record.damaged:
+        typer.echo(f"damaged, and read as if they were not there: {', '.join(record.damaged)}")
     for text in islice(folder.texts(), TEXTS_SHOWN):
-        typer.echo(f"\nsource: {text['source']}\noutput: {text['output']}")
-        typer.echo("\n".join(f"reference: {one}" for one in text["references"][:TEXTS_SHOWN]))
+        told = [f"source: {text['source']}", f"output: {text['output']}"]
+        told += [f"reference: {one}" for one in text["references"][:TEXTS_SHOWN]]
+        typer.echo("\n" + printable("\n".join(told)))
     for grid in record.grids:
         names = {*records.grid_records[grid.name]["runs"]} - {record.name}
         others = [one for one in records.runs if one.name in names]
@@ -42,12 +46,12 @@ def show(run: Run, outputs: Outputs = Path("outputs")) -> None:
         typer.echo(f"{name}: {origin.get(name)}")
     if git := origin.get("git"):
         changed = " with uncommitted changes" if git.get("dirty", git.get("patch")) else ""
-        typer.echo(f"code: {git['commit']}{changed}")
+        typer.echo(f"code: {git.get('commit')}{changed}")
     if (folder.path / "code.patch").exists():
         typer.echo(f"changes: {folder.path / 'code.patch'}")
     config = folder.path / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
-    typer.echo("\n" + (text.rstrip() or f"{config}: missing or empty."))
+    typer.echo("\n" + (printable(text.rstrip()) or f"{config}: missing or empty."))
 
 
 def _outcome(record: RunRecord) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from lora_exp.errors import UserError, nearest
+from lora_exp.runs import bounds
 from lora_exp.runs.records import LOST, UNFINISHED, Records, RunRecord
 from lora_exp.runs.selector import STATES, Selector
 from lora_exp.text import ago, columns, count, duration, numbers
@@ -92,6 +93,9 @@ def told(runs: Sequence[RunRecord], by: str | None = None, *, narrowed: bool = F
     counts = Counter(run.state for run in runs)
     of_states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     parts.append(f"{count(len(runs))}: {of_states}")
+    damaged = [f"{run.name} ({', '.join(run.damaged)})" for run in runs if run.damaged]
+    if damaged:
+        parts.append(f"Damaged, and read as if they were not there: {', '.join(damaged)}")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -132,7 +136,10 @@ def _metrics(run: RunRecord) -> str:
         return ""
     for line in reversed(lines):
         if line.startswith("{") and line.endswith("}\n"):
-            values = json.loads(line)
+            try:
+                values = bounds.plain(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
             if values.get("split", "train") != "train":
                 told = {key: value for key, value in values.items() if key not in _POSITION}
                 return numbers(told)

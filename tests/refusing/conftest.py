@@ -17,7 +17,7 @@ def _nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object, **__: object) -> NoReturn:
         raise AssertionError("training was started")
 
-    for module, name in ((job, "train_pack"), (ranks, "launch"), (local, "train_runs")):
+    for module, name in ((job, "train_pack"), (ranks, "to_yaml"), (local, "train_runs")):
         monkeypatch.setattr(module, name, started)
     refusing = dict.fromkeys(("squeue", "sacct", "scancel"), "exit 1")
     monkeypatch.setenv("PATH", stores.commands(tmp_path / "no-slurm", **refusing))

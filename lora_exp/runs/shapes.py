@@ -1,0 +1,92 @@
+"""What the files of a run must hold to be believed: disks fail, and people edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from lora_exp.runs.config import Config
+
+NUMBER = (int, float)
+STATES = ("queued", "running", "done", "failed", "preempted", "cancelled")
+STATUS = {
+    "heartbeat": NUMBER,
+    "attempt": int,
+    "step": int,
+    "total_steps": int,
+    "epoch": NUMBER,
+    "seconds": NUMBER,
+    "host": str,
+    "pid": int,
+    "job": str,
+    "reason": str,
+}
+RESULT = ("best_epoch", "trainable_parameters", "train_seconds", "peak_memory_bytes")
+ORIGIN = {"signature": str, "group": str, "overrides": list, "git": dict, "packages": dict}
+
+
+def is_status(value: Any) -> bool:
+    """`status.json`: a state that there is, and what else is written of it as it should be."""
+    return isinstance(value, dict) and value.get("state") in STATES and _fit(value, STATUS)
+
+
+def is_result(value: Any) -> bool:
+    """`result.json`: metrics, one of them not a loss, and what the run took."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(n), NUMBER) for n in RESULT):
+        return False
+    metrics = value.get("metrics")
+    return (
+        isinstance(metrics, dict)
+        and bool(metrics.keys() - {"loss"})
+        and all(isinstance(one, (*NUMBER, type(None))) for one in metrics.values())
+    )
+
+
+def is_origin(value: Any) -> bool:
+    """`run.json`: where the run came from; the config in it, if any, is one."""
+    whole = isinstance(value, dict) and _fit(value, ORIGIN)
+    return whole and (value.get("config") is None or is_config(value["config"]))
+
+
+def is_config(value: Any) -> bool:
+    """A config, nested: its sections are mappings, whatever they hold."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(section, {}), dict) for section in _sections()
+    )
+
+
+def is_line(value: Any) -> bool:
+    """A line of `metrics.jsonl`."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), NUMBER) for name in ("step", "epoch")
+    )
+
+
+def is_grid(value: Any) -> bool:
+    """`grid.json`: its runs, and how it was started."""
+    if not (isinstance(value, dict) and isinstance(value.get("runs"), list)):
+        return False
+    launcher = value.get("launcher")
+    named = isinstance(launcher, dict) and isinstance(launcher.get("name"), str)
+    return named and all(isinstance(name, str) for name in value["runs"])
+
+
+CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "status.json": is_status,
+    "result.json": is_result,
+    "run.json": is_origin,
+}
+
+
+@cache
+def _sections() -> tuple[str, ...]:
+    hints = get_type_hints(Config)
+    return tuple(spec.name for spec in fields(Config) if is_dataclass(hints[spec.name]))
+
+
+def _fit(value: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
+    return all(
+        value.get(name) is None or isinstance(value[name], kind) for name, kind in types.items()
+    )
