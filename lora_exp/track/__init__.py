@@ -8,7 +8,7 @@ trackers from the run folder, whenever it likes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -86,14 +86,18 @@ class Sink(Protocol):
         ...
 
 
+Line = tuple[int, dict[str, float]]
+"""A step, and the values that `named` makes of a line of `metrics.jsonl`."""
+
+
 class Tracked(Protocol):
     """A run as a tracker knows it. All methods may take their time and may raise."""
 
-    def log(self, step: int, values: dict[str, float]) -> bool:
-        """Add values of a step.
+    def log(self, lines: Sequence[Line]) -> int:
+        """Add lines, in the order in which they were written.
 
         Returns:
-            Whether they are new to the tracker; what it has already is not sent again.
+            How many are new to the tracker; what it has already is not sent again.
         """
         ...
 
@@ -143,11 +147,11 @@ def start(name: str, tracker: TrackerConfig, run: RunInfo) -> Tracked:
     return import_module(f"lora_exp.track.{name}").start(tracker, run)
 
 
-def named(record: Mapping[str, Any]) -> dict[str, float]:
-    """The values of a line of `metrics.jsonl`: `epoch`, and `split/name` for each."""
+def named(record: Mapping[str, Any]) -> Line:
+    """The step of a line of `metrics.jsonl`, its `epoch`, and `split/name` for each value."""
     split = record["split"]
     values = {f"{split}/{k}": v for k, v in record.items() if k not in COORDINATES}
-    return {"epoch": record["epoch"], **values}
+    return record["step"], {"epoch": record["epoch"], **values}
 
 
 def summary(result: Mapping[str, Any] | None) -> dict[str, float]:

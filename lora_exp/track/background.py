@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lora_exp import track
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import RunInfo
+from lora_exp.track import Line, RunInfo
 
 FINISH_SECONDS = 30.0
 """How long `finish` waits for a tracker; one on this machine takes a second or two."""
@@ -38,7 +38,7 @@ class Background:
             run: what it is told.
         """
         self._name, self._tracker, self._run = name, tracker, run
-        self._steps: SimpleQueue[tuple[int, dict[str, float]] | None] = SimpleQueue()
+        self._lines: SimpleQueue[Line | None] = SimpleQueue()
         self._ending: tuple[str, dict[str, float]] = ("failed", {})
         self._unwarned = Lock()
         self._thread = Thread(target=self._work, name=f"lora_exp-{name}", daemon=True)
@@ -47,12 +47,12 @@ class Background:
     def log(self, record: dict[str, Any]) -> None:
         """Pass on one line of `metrics.jsonl`; its values are named `split/name`."""
         if self._thread.is_alive():
-            self._steps.put((record["step"], track.named(record)))
+            self._lines.put(track.named(record))
 
     def finish(self, state: str, result: dict[str, Any] | None) -> None:
         """End the run; waits for the tracker at most `FINISH_SECONDS`."""
         self._ending = (state, track.summary(result))
-        self._steps.put(None)
+        self._lines.put(None)
         patience = IMPATIENT_SECONDS if self._name in self._waited_in_vain else FINISH_SECONDS
         self._thread.join(patience)
         self._waited_in_vain.discard(self._name)
@@ -63,8 +63,13 @@ class Background:
     def _work(self) -> None:
         try:
             tracked = track.start(self._name, self._tracker, self._run)
-            while (item := self._steps.get()) is not None:
-                tracked.log(*item)
+            goes_on = True
+            while goes_on:
+                waiting = [self._lines.get()]
+                while not self._lines.empty():  # what came while the tracker was busy
+                    waiting.append(self._lines.get())
+                goes_on = waiting[-1] is not None
+                tracked.log([line for line in waiting if line is not None])
             tracked.finish(*self._ending)
         except Exception as error:
             self._warn(str(error) or type(error).__name__)

@@ -53,7 +53,7 @@ def deliver(run: RunRecord, name: str, tracker: TrackerConfig) -> Delivery:
     if before.get(place) == content:
         return Delivery(len(lines), None)
     tracked = track.start(name, tracker, info)
-    sent = sum(tracked.log(line["step"], track.named(line)) for line in lines)
+    sent = tracked.log([track.named(line) for line in lines])
     tracked.finish(run.state, track.summary(run.result))
     ledger.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(ledger, before | {place: content}, durable=False)

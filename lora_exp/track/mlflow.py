@@ -5,25 +5,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import RunInfo, flat
+from lora_exp.track import Line, RunInfo, flat
+from lora_exp.track.alone import alone
 
 SERVER = "MLFLOW_TRACKING_URI"
 IDENTITY = "lora_exp.signature"
 """The tag by which a run is found again."""
 PARAMETER_LENGTH = 6000
 """MLflow takes no longer values."""
-PARAMETERS_AT_ONCE = 100
+PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
 UNNAMEABLE = re.compile(r"[^\w/. -]")
 """What has no place in the name of a metric, such as the + of chrF++."""
 
@@ -38,8 +37,8 @@ class MlflowRun:
 
     def __init__(self, tracker: TrackerConfig, info: RunInfo) -> None:
         self._info = info
-        with _opening(info):
-            self._client = _client(info)
+        self._client = _client(info)
+        with alone(_folder(info)):  # or two might make one experiment
             self._id = self._find(tracker.project) or self._create(tracker.project)
         self._client.update_run(self._id, "RUNNING")
         self._known: dict[str, set[int]] = {}
@@ -64,23 +63,26 @@ class MlflowRun:
             number = self._client.create_experiment(project, artifact_location=_artifacts(info))
         run = self._client.create_run(number, run_name=info.name, tags=tags)
         config = [Param(key, str(value)[:PARAMETER_LENGTH]) for key, value in flat(info.config)]
-        for first in range(0, len(config), PARAMETERS_AT_ONCE):
-            some = config[first : first + PARAMETERS_AT_ONCE]
+        for some in _parts(config, PARAMETERS_AT_ONCE):
             self._client.log_batch(run.info.run_id, params=some)
         return run.info.run_id
 
-    def log(self, step: int, values: dict[str, float]) -> bool:
+    def log(self, lines: Sequence[Line]) -> int:
         """Add what the store does not have."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        plain = {UNNAMEABLE.sub("_", name): value for name, value in values.items()}
-        new = {name: value for name, value in plain.items() if step not in self._steps(name)}
-        for name in new:
-            self._known[name].add(step)
-        metrics = [Metric(name, value, now, step) for name, value in new.items()]
-        self._client.log_batch(self._id, metrics=metrics)
-        return bool(new)
+        now, new, metrics = int(time.time() * 1000), 0, []
+        for step, values in lines:
+            before = len(metrics)
+            for name, value in values.items():
+                plain = UNNAMEABLE.sub("_", name)
+                if step not in self._steps(plain):
+                    self._known[plain].add(step)
+                    metrics.append(Metric(plain, value, now, step))
+            new += len(metrics) > before
+        for some in _parts(metrics, METRICS_AT_ONCE):
+            self._client.log_batch(self._id, metrics=some)
+        return new
 
     def _steps(self, name: str) -> set[int]:
         if name not in self._known:
@@ -90,7 +92,7 @@ class MlflowRun:
 
     def finish(self, state: str, summary: dict[str, float]) -> None:
         """The result's numbers are metrics under their own names, at step 0."""
-        self.log(0, summary)
+        self.log([(0, summary)])
         if state == "done" and self._info.adapter is not None:
             self._client.log_artifacts(self._id, str(self._info.adapter), "adapter")
         status = {"done": "FINISHED", "failed": "FAILED"}.get(state, "KILLED")
@@ -106,20 +108,6 @@ def _artifacts(info: RunInfo) -> str | None:
     return None if SERVER in os.environ else (_folder(info) / "artifacts").as_uri()
 
 
-@contextmanager
-def _opening(info: RunInfo) -> Iterator[None]:
-    """Meanwhile, no other process opens the store: the first one makes its tables."""
-    if SERVER in os.environ:
-        yield
-        return
-    folder = _folder(info)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _client(info: RunInfo) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -129,5 +117,12 @@ def _client(info: RunInfo) -> Any:
     if SERVER in os.environ:
         return MlflowClient()
     folder = _folder(info)
-    # There are no registered models; without a place for them the skinny package refuses to start.
-    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}", registry_uri=folder.as_uri())
+    with alone(folder):  # the first one makes its tables
+        # Without a place for registered models, of which there are none, the skinny package
+        # refuses to start.
+        return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}", registry_uri=folder.as_uri())
+
+
+def _parts(whole: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(whole), size):
+        yield whole[first : first + size]

@@ -6,12 +6,12 @@ Written with TensorBoard's own writer, without torch and TensorFlow.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import RunInfo, flat
+from lora_exp.track import Line, RunInfo, flat
 
 FLUSH_SECONDS = 10
 """Points are seen after so long; those younger are lost with a process that is killed."""
@@ -42,16 +42,16 @@ class EventFile:
         # Seeds of a group are one row of its table of hyperparameters.
         self._add(hparams_pb(config, trial_id=info.group or info.signature))
 
-    def log(self, step: int, values: dict[str, float]) -> bool:
+    def log(self, lines: Sequence[Line]) -> int:
         """Each value is a point of a curve."""
-        if self._last is None:
-            session = self._events.SessionLog
-            self._write(step=step, session_log=session(status=session.START))
-        if step == self._last:
-            values = {name: value for name, value in values.items() if name != "epoch"}
-        self._last = step
-        self._add_points(values, step)
-        return True
+        for step, values in lines:
+            if self._last is None:
+                session = self._events.SessionLog
+                self._write(step=step, session_log=session(status=session.START))
+            points = {k: v for k, v in values.items() if k != "epoch" or step != self._last}
+            self._last = step
+            self._add_points(points, step)
+        return len(lines)
 
     def finish(self, state: str, summary: dict[str, float]) -> None:
         """The result is a point at the last step: `result/accuracy`."""

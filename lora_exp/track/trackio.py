@@ -7,10 +7,12 @@ Written through Trackio's store, not through its `Run`, which prints, and asks t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import RunInfo, flat
+from lora_exp.track import Line, RunInfo, flat
+from lora_exp.track.alone import alone
 
 COORDINATES = {"step", "epoch", "timestamp"}
 """Of a line in Trackio's store: what its values belong to."""
@@ -29,36 +31,43 @@ class TrackioRun:
     def __init__(self, tracker: TrackerConfig, info: RunInfo) -> None:
         from trackio.sqlite_storage import SQLiteStorage
 
+        self._folder = Path(os.environ["TRACKIO_DIR"])
         self._store, self._project, self._info = SQLiteStorage, tracker.project, info
         self._config = {**dict(flat(info.config)), "_Group": info.group, "tags": list(info.tags)}
-        logged = SQLiteStorage.get_logs(tracker.project, info.name, run_id=info.signature)
+        with alone(self._folder):
+            logged = SQLiteStorage.get_logs(tracker.project, info.name, run_id=info.signature)
         self._known = {_identity(line["step"], line) for line in logged}
         self._last = -1
 
-    def log(self, step: int, values: dict[str, float]) -> bool:
-        """Add a line."""
-        if step == self._last:
-            values = {name: value for name, value in values.items() if name != "epoch"}
-        self._last = step
-        identity = _identity(step, values)
-        if identity in self._known:
-            return False
-        self._known.add(identity)
-        self._store.bulk_log(
-            self._project,
-            self._info.name,
-            [values],
-            steps=[step],
-            config=self._config,
-            log_ids=[f"{self._info.signature}-{identity}"],
-            run_id=self._info.signature,
-        )
-        return True
+    def log(self, lines: Sequence[Line]) -> int:
+        """Add those that are not there."""
+        new: dict[str, Line] = {}
+        for step, values in lines:
+            points = {k: v for k, v in values.items() if k != "epoch" or step != self._last}
+            self._last = step
+            identity = _identity(step, points)
+            if identity not in self._known:
+                self._known.add(identity)
+                new[identity] = step, points
+        if new:
+            with alone(self._folder):
+                self._store.bulk_log(
+                    self._project,
+                    self._info.name,
+                    [points for _, points in new.values()],
+                    steps=[step for step, _ in new.values()],
+                    config=self._config,
+                    log_ids=[f"{self._info.signature}-{identity}" for identity in new],
+                    run_id=self._info.signature,
+                )
+        return len(new)
 
     def finish(self, state: str, summary: dict[str, float]) -> None:
         """The result is a line at the last step: `result/accuracy`."""
         self._config["state"] = state
-        self.log(max(self._last, 0), {f"result/{name}": value for name, value in summary.items()})
+        result = {f"result/{name}": value for name, value in summary.items()}
+        if result:
+            self.log([(max(self._last, 0), result)])
 
 
 def _identity(step: int, values: Iterable[str]) -> str:

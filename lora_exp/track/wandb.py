@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.errors import UserError
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import RunInfo
+from lora_exp.track import Line, RunInfo
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -68,12 +69,12 @@ class WandbRun:
             settings=settings,
         )
 
-    def log(self, step: int, values: dict[str, float]) -> bool:
-        """Records of one step are merged: W&B keeps a step open until a later one."""
-        if step < self._run.starting_step:
-            return False
-        self._run.log(values, step=step)
-        return True
+    def log(self, lines: Sequence[Line]) -> int:
+        """Lines of one step are merged: W&B keeps a step open until a later one."""
+        new = [(step, values) for step, values in lines if step >= self._run.starting_step]
+        for step, values in new:
+            self._run.log(values, step=step)
+        return len(new)
 
     def finish(self, state: str, summary: dict[str, float]) -> None:
         """The run is `done`, `preempted` or, with any other state, failed."""

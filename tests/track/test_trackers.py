@@ -115,8 +115,7 @@ def send(name: str, outputs: Path, state: str, lines: list[dict[str, Any]]) -> N
 
 def send_here(name: str, outputs: Path, state: str, lines: list[dict[str, Any]]) -> None:
     tracked = track.start(name, TrackerConfig(name=name), info(Path(outputs)))
-    for line in lines:
-        tracked.log(line["step"], track.named(line))
+    tracked.log([track.named(line) for line in lines])
     tracked.finish(state, track.summary(RESULT if state == "done" else None))
 
 
