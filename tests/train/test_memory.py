@@ -127,3 +127,16 @@ def test_one_backbone_stays_warm(tiny: Path, tmp_path: Path) -> None:
     assert words[0].data_ptr() != words[2].data_ptr()
     assert words[0].dtype == torch.float32
     assert len(workplace._backbones) == 1
+
+
+def test_runs_that_differ_in_seed_and_learning_rate_need_one_pass(
+    tiny: Path, tmp_path: Path
+) -> None:
+    passes: list[object] = []
+    needs = []
+    for changes in ({"batch_size": 4}, {"batch_size": 4, "lr": 0.5, "seed": 7}, {"batch_size": 6}):
+        one = run(tiny, tmp_path, **changes)
+        one.model.base_model.register_forward_hook(lambda *_: passes.append(None))
+        needs.append(memory.need(one))
+    assert len(passes) == 2
+    assert needs[0].activations // needs[0].tokens == needs[1].activations // needs[1].tokens
