@@ -76,6 +76,18 @@ def test_the_launcher_is_found(installed, tmp_path):
     assert "LocalLauncher" in run(binaries / "python", "-c", code, cwd=tmp_path).stdout
 
 
+def test_the_report_page_is_whole(installed, tmp_path):
+    binaries, package, _ = installed
+    code = (
+        "from lora_exp.report.page import document as d; "
+        "read = [(d.FOLDER / name).read_text() for name in (*d.SCRIPTS, d.LIBRARY, 'page.css')]; "
+        "print(d.FOLDER)"
+    )
+    assert run(binaries / "python", "-c", code, cwd=tmp_path).stdout.split() == [
+        str(package / "report" / "page")
+    ]
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -201,3 +201,15 @@ def test_a_very_long_table_is_plain(store: Store, capsys: Capture, monkeypatch) 
     monkeypatch.setattr(table, "DRAWN", 1)
     text = store.say(capsys, "report")[1]
     assert "*91.00 ± 0.82 (91.00; 4)*" in text
+
+
+def test_metrics_that_share_a_column_are_named(store: Store, capsys: Capture) -> None:
+    fill(store, (0.6, 0.7), "a", metric="bleu", method="lora")
+    fill(store, (9.0, 9.5), "b", metric="perplexity", method="full")
+    text = store.say(capsys, "report")[1]
+    assert "bleu 65.00 ± 7.07" in line_of(text, " lora ")
+    assert "perplexity 9.25 ± 0.35" in line_of(text, " full ")
+    fill(store, (0.8, 0.8), "c", task__name="mrpc", lora__r=1)
+    text = store.say(capsys, "report", "--markdown", "-")[1]
+    assert "mrpc accuracy" in text, "where there is one metric the heading names it"
+    assert "| accuracy 80.00" not in text

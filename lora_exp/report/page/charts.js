@@ -2,6 +2,7 @@
 "use strict";
 
 Chart.defaults.animation = false;
+Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 Chart.defaults.maintainAspectRatio = false;
 Chart.defaults.plugins.legend.display = false;
 
@@ -232,7 +233,10 @@ function drawResult({ title, x, axis: name, tell, figure }, page) {
     legend: [],
     options: options({
       x: logarithmic(name, values, tell),
-      y: axis("", { grace: "8%" }),
+      y: axis("", {
+        suggestedMin: Math.min(...points.map((point) => point.y - point.deviation)),
+        suggestedMax: Math.max(...points.map((point) => point.y + point.deviation)),
+      }),
       label: ({ raw }) => `${nameOf(raw.index)}: ${spread(raw.row.summary, metric)}`,
       click: ({ datasetIndex, index }) => page.open(datasets[datasetIndex].data[index].index),
     }),

@@ -2,8 +2,8 @@
 "use strict";
 
 const COLOURS = {
-  light: ["#0072b2", "#d55e00", "#00855f", "#b0578d", "#2f97cf", "#b87f00", "#3b3f46", "#7a5ad0"],
-  dark: ["#5ab0e8", "#ff8a4c", "#35c79b", "#e29ac4", "#9bd3f5", "#f0b93a", "#d3d7dd", "#b09cf5"],
+  light: ["#0072b2", "#d55e00", "#00855f", "#b0578d", "#b87f00", "#2f97cf", "#3b3f46", "#7a5ad0"],
+  dark: ["#5ab0e8", "#ff8a4c", "#35c79b", "#e29ac4", "#f0b93a", "#9bd3f5", "#d3d7dd", "#b09cf5"],
 };
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 const MARKERS = ["circle", "rect", "triangle", "rectRot", "crossRot", "cross", "star"];
@@ -20,12 +20,12 @@ const OUTLINES = { // in a square from -4 to 4
 const system = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => document.documentElement.dataset.theme === "dark";
 
-// The look of the nth line; the first 56 differ.
+// The look of the nth line; the first 112 differ.
 function look(n) {
   const colours = COLOURS[isDark() ? "dark" : "light"];
   return {
     colour: colours[n % colours.length],
-    dash: DASHES[(n + Math.floor(n / colours.length)) % DASHES.length],
+    dash: DASHES[(n + Math.floor(n / DASHES.length)) % DASHES.length],
     marker: MARKERS[n % MARKERS.length],
   };
 }

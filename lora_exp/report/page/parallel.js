@@ -31,6 +31,7 @@ class Parallel {
     this.figure.hidden = varied.length < 2;
     if (this.figure.hidden) return;
 
+    const drawn = thinned(rows);
     const width = Math.max(this.scroll.clientWidth || 600, (varied.length + 1) * AXIS_ROOM);
     const values = (key) => rows.map((row) => row.labels[content.keys.indexOf(key)]);
     const scales = [
@@ -46,7 +47,7 @@ class Parallel {
       `${measured.metric}; the same numbers are in the table of runs.`);
     this.caption.textContent = `The grid: ${varied.join(", ")} and ${measured.metric}`;
     this.axes.replaceChildren(...scales.map((scale, n) => drawnAxis(scale, across(n), n, scales.length)));
-    this.lines.replaceChildren(...rows.slice(0, LINES).map((row) => {
+    this.lines.replaceChildren(...drawn.map((row) => {
       const group = content.groups[row.group];
       const points = scales.map((scale, n) => {
         const value = n < varied.length ? row.labels[content.keys.indexOf(scale.key)] : row.summary.mean;
@@ -59,11 +60,17 @@ class Parallel {
         onmouseenter: () => { this.told.textContent = text; },
         onclick: () => page.open(row.group) });
     }));
-    this.told.textContent = rows.length > LINES
-      ? `The first ${LINES.toLocaleString("en")} of ${count(rows.length, "group")}: a filter shows others.`
+    this.told.textContent = drawn.length < rows.length
+      ? `${drawn.length.toLocaleString("en")} of ${count(rows.length, "group")}, one for every so many: a filter shows others.`
       : "Point at a line to read it, click to open it.";
   }
 }
+
+// So few, at even distances.
+const thinned = (rows) => {
+  const step = Math.ceil(rows.length / LINES);
+  return rows.filter((_, n) => n % step === 0);
+};
 
 const down = (share) => TOP + (1 - share) * (HEIGHT - TOP - BOTTOM);
 
