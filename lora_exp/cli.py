@@ -28,8 +28,12 @@ VERBS = (
     "clean",
     "sync",
     "dashboard",
+    "predict",
     "export",
     "import",
+    "card",
+    "push",
+    "completion",
 )
 FULL_ERROR = "HYDRA_FULL_ERROR"
 

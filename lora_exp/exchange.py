@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from lora_exp.errors import UserError, nearest
+from lora_exp.restored import finished, outputs_of, restore
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, ModelConfig
-from lora_exp.runs.folder import ADAPTER_WEIGHTS as WEIGHTS
 from lora_exp.runs.folder import RunFolder
-from lora_exp.runs.store import find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from lora_exp.models import Backbone
 
 
-def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
+def export(outputs: Path, wanted: str, form: str, out: Path, backbone: str | None = None) -> str:
     """Write a run's adapter in a new folder, in the form that other software opens.
 
     Args:
@@ -33,6 +31,7 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
         wanted: the run, as in `find_run`.
         form: `peft`, `loralib` or `merged` (a plain model).
         out: the folder.
+        backbone: where the pre-trained model is, if it is no longer where it was.
 
     Returns:
         What was written, for the user.
@@ -44,11 +43,7 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
     forms = {"peft": _as_peft, "loralib": _as_loralib, "merged": _as_merged}
     if form not in forms:
         raise UserError(f"--to {form}: {nearest(form, forms, kind='forms')}")
-    run = find_run(outputs, wanted)
-    if run.result is None:
-        raise UserError(f"{run.path}: this run is {run.status['state']}, not done.")
-    if not (run.adapter / WEIGHTS).is_file():
-        raise UserError(f"{run.adapter}: there is no {WEIGHTS} in it.")
+    run = finished(outputs, wanted)
     config = run.config
     if config.method in ("prefix", "prompt") and form == "peft":
         with files.new_folder(out) as folder:  # the run's own files are of that form
@@ -64,9 +59,9 @@ def export(outputs: Path, wanted: str, form: str, out: Path) -> str:
             "Take --to merged: the whole model as it was trained."
         )
     files.check_new(out)
-    backbone = _restored(run, config)
+    restored = restore(run, backbone)
     with files.new_folder(out) as folder:
-        return f"{out}: {forms[form](run, config, backbone, folder)}"
+        return f"{out}: {forms[form](run, config, restored, folder)}"
 
 
 def take_in(
@@ -134,48 +129,6 @@ def _naming(source: Path, error: Exception) -> str:
 # -- out of a run ----------------------------------------------------------------------------------
 
 
-def _restored(run: RunFolder, config: Config) -> Backbone:
-    """The model of a run with what was trained in it."""
-    from lora_exp import lora, methods, models
-
-    plain = replace(config.model, dropout=None, head_dropout=None)  # those are the training's
-    try:
-        if config.method != "lora":
-            return _with_tensors(run, config, plain)
-        adapter = lora.read(run.adapter)
-        backbone = models.load(plain, _outputs(config, plain, adapter.others))
-        if config.lora.init == "pissa":  # in its file the weights are those before the start
-            lora.attach(backbone.model, adapter)
-        else:  # for the slices of fused layers, which PEFT's form does not have
-            methods.attach(backbone, config)
-            lora.load(backbone.model, adapter)
-    except lora.AdapterError as error:
-        raise UserError(_naming(run.adapter, error)) from error
-    return backbone
-
-
-def _outputs(config: Config, model: ModelConfig, tensors: Mapping[str, Tensor]) -> int | None:
-    """Of the run's model; None for a language model."""
-    return None if config.task.kind == "generation" else _labels(model, tensors) or 2
-
-
-def _with_tensors(run: RunFolder, config: Config, model: ModelConfig) -> Backbone:
-    """The model of a run that trained whole tensors."""
-    from lora_exp import models
-    from lora_exp.methods.full import read
-
-    file, tensors = run.adapter / WEIGHTS, read(run.adapter)
-    backbone = models.load(model, _outputs(config, model, tensors))
-    try:
-        missing = backbone.model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:  # of another shape
-        raise UserError(f"{file}: {error}") from error
-    if missing.unexpected_keys:
-        name = missing.unexpected_keys[0]
-        raise UserError(f"{file}: {model.name_or_path} has no tensor {name}.")
-    return backbone
-
-
 def _as_peft(run: RunFolder, config: Config, backbone: Backbone, folder: Path) -> str:
     from lora_exp import methods
 
@@ -210,33 +163,12 @@ def _as_merged(run: RunFolder, config: Config, backbone: Backbone, folder: Path)
         state = lora.merged_state_dict(model)
     except lora.AdapterError as error:
         raise UserError(f"--to merged: {error}") from error
-    names = _label_names(run, config)
-    if names and len(names) == model.config.num_labels:
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: number for number, name in enumerate(names)}
     model.save_pretrained(folder, state_dict=state)
     backbone.tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):  # safetensors hides them from other users
         shutil.copymode(folder / "config.json", file)
     kind = "CausalLM" if backbone.writes else "SequenceClassification"
     return f"AutoModelFor{kind} and AutoTokenizer open it."
-
-
-def _label_names(run: RunFolder, config: Config) -> Sequence[str] | None:
-    """The classes in the order of their numbers, as far as they are still known."""
-    from lora_exp import init_from, models, tasks
-    from lora_exp.runs.signature import signature
-
-    if config.task.regression or config.task.labels or config.task.kind == "generation":
-        return config.task.labels
-    if config.task.kind == "classification" and config.task.data_dir is None:
-        return None  # the hub is not asked
-    with suppress(UserError):
-        data = tasks.fingerprint(config.task)
-        backbone, start = models.fingerprint(config.model), init_from.fingerprint(config.model)
-        if signature(config, data=data, backbone=backbone, start=start) == run.signature:
-            return tasks.load(config.task).labels
-    return None
 
 
 # -- into a folder ---------------------------------------------------------------------------------
@@ -256,7 +188,7 @@ def _named_backbone(
         name = str(Path(name).expanduser().absolute())
     config = ModelConfig(name)
     try:
-        return config, models.load(config, _labels(config, tensors) or 2)
+        return config, models.load(config, outputs_of(config, tensors) or 2)
     except UserError as error:
         text = str(error).replace("model.name_or_path=", "--model ")
         if name == model and not set(model) & set("/:"):  # perhaps a misspelt name of ours
@@ -298,26 +230,3 @@ def _trained_besides(adapter: Adapter, backbone: Backbone) -> tuple[set[str], st
     if not biased:
         return modules, "none"
     return modules, "lora_only" if biased <= adapter.updates.keys() else "all"
-
-
-def _labels(model: ModelConfig, tensors: Mapping[str, Tensor]) -> int | None:
-    """How many outputs the head among the tensors has, or None if there is none.
-
-    A head's last layer is what changes its shape with the number of labels.
-    """
-    import torch
-    import transformers
-
-    from lora_exp import models
-
-    shapes: list[dict[str, torch.Size]] = []
-    for outputs in (2, 3):
-        config = models.load_config(model, outputs)
-        with torch.device("meta"):
-            made = transformers.AutoModelForSequenceClassification.from_config(config)
-        shapes.append({name: value.shape for name, value in made.named_parameters()})
-    last = [name for name, shape in shapes[0].items() if shape != shapes[1][name]]
-    for name, value in tensors.items():
-        if value.ndim and any(f".{name}".endswith(f".{one}") for one in last):
-            return len(value)
-    return None

@@ -1,13 +1,15 @@
-"""A Hugging Face hub on this machine: enough of its HTTP interface to download from.
+"""A Hugging Face hub on this machine: enough of its HTTP interface to download and to upload.
 
 It serves folders as repositories, `FOLDER/models/ORGANISATION/NAME/...` and
 `FOLDER/datasets/ORGANISATION/NAME/...`, each with one commit. As on the real hub a file is found by
 a HEAD request whose headers carry the commit and the content's hash, folders are listed under
-`/api`, and the header X-Error-Code tells a missing file from a missing repository.
+`/api`, and the header X-Error-Code tells a missing file from a missing repository. Whoever writes
+needs TOKEN; what he makes private has a file `.private` here.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -21,13 +23,14 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+TOKEN = "hf_secretsecretsecretsecretsecret"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 REVISION = r"(?:refs/convert/parquet|[^/]+)"
 RESOLVE = re.compile(rf"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)")
 API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
-    rf"(?:/(?P<verb>revision|tree|paths-info)/{REVISION}(?:/(?P<path>.*))?)?"
+    rf"(?:/(?P<verb>revision|tree|paths-info|preupload|commit)/{REVISION}(?:/(?P<path>.*))?)?"
 )
 
 GLUE_CARD = """---
@@ -138,14 +141,45 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200 if path == "/" else 404, b"")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        match = API.fullmatch(unquote(urlsplit(self.path).path))
-        if match and match["verb"] == "paths-info":
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        lines = [json.loads(line) for line in content.splitlines()]
+        body, path = lines[0], unquote(urlsplit(self.path).path)
+        match = API.fullmatch(path)
+        if path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create" or (match and match["verb"] in ("preupload", "commit")):
+            if self.headers["Authorization"] != f"Bearer {TOKEN}":
+                self._send(401, b'{"error": "Invalid credentials"}')
+            elif match:
+                self._write(match, body, lines[1:])
+            else:
+                self._create(body)
+        elif match and match["verb"] == "paths-info":
             repo = self.root / match["kind"] / match["repo"]
             wanted = [repo / path for path in body["paths"]]
             self._send_json([_entry(repo, path) for path in wanted if path.exists()])
         else:
             self._send(404, b"")
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        repo = self.root / "models" / name
+        repo.mkdir(parents=True, exist_ok=True)
+        if asked.get("visibility") == "private":
+            (repo / ".private").touch()
+        self._send_json({"url": f"http://{self.headers['Host']}/{name}", "name": name})
+
+    def _write(self, match: re.Match[str], asked: Any, operations: list[Any]) -> None:
+        """A commit; every file comes in it as a whole, none through LFS."""
+        if match["verb"] == "preupload":
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            self._send_json({"files": [{"path": f["path"]} | modes for f in asked["files"]]})
+            return
+        for operation in operations:
+            file = self.root / match["kind"] / match["repo"] / operation["value"]["path"]
+            file.write_bytes(base64.b64decode(operation["value"]["content"]))
+        url = f"http://{self.headers['Host']}/{match['repo']}/commit/{COMMIT}"
+        self._send_json({"commitUrl": url, "commitOid": COMMIT})
 
     def _send_file(self, repo: Path, name: str) -> None:
         if not repo.is_dir():

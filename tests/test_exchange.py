@@ -202,12 +202,10 @@ def test_label_names_are_those_of_the_data(tmp_path: Path, models: Callable[[str
     )
     assert ended.status == 0, ended.output
     run = forked.folder_of(tmp_path / "outputs")
-    for names, out in (({0: "bad", 1: "good", 2: "so-so"}, "known"), (None, "unknown")):
-        assert export(run, "merged", tmp_path / out).status == 0
-        config = AutoModelForSequenceClassification.from_pretrained(tmp_path / out).config
-        assert config.id2label == (names or {i: f"LABEL_{i}" for i in range(3)})
-        with (data / "train.tsv").open("a") as file:  # the data are no longer those of the run
-            file.write("the pilot waits\tawful\n")
+    shutil.rmtree(data)  # the run knows them by itself
+    assert export(run, "merged", tmp_path / "out").status == 0
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert config.id2label == {0: "bad", 1: "good", 2: "so-so"}
 
 
 def test_exports_that_are_refused(

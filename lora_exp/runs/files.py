@@ -72,6 +72,35 @@ def check_new(folder: Path) -> None:
         raise UserError(f"{folder}: exists, and nothing is overwritten. Name a new folder.")
 
 
+def check_new_file(path: Path) -> None:
+    """See, before anything expensive starts, whether `write_new` may write a file.
+
+    Raises:
+        UserError: if there is something already, or its folder cannot be written in.
+    """
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path}: exists, and nothing is overwritten. Name a new file.")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UserError(f"{path}: {path.parent} is not a folder that can be written to.")
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that does not exist, as a whole or not at all.
+
+    Raises:
+        UserError: if it exists, or cannot be written.
+    """
+    check_new_file(path)
+    temporary = path.with_name(f".{path.name}-{os.getpid()}{TEMPORARY}")
+    try:
+        temporary.write_bytes(content)
+        commit(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which is put in its place as a whole at the end, or not at all.

@@ -46,10 +46,7 @@ def load(task: TaskConfig) -> TaskData:
     def examples(split: str) -> Examples:
         texts, labels = [], []
         for place, (*values, label) in read(split, [*task.text, task.label]):
-            for column, text in zip(task.text, values, strict=True):
-                tables.check_text(place, column, text)
-            if not any(values):  # one of a pair may be empty, as a question in QQP is
-                tables.check_text(place, task.text[0], None)
+            check_texts(place, task.text, values)
             texts.append(tuple(values))
             labels.append(label_of(place, label))
         if not labels:
@@ -63,6 +60,18 @@ def load(task: TaskConfig) -> TaskData:
         validation={split: examples(split) for split in task.validation},
         labels=None if names is None else tuple(names),
     )
+
+
+def check_texts(place: str, columns: Sequence[str], values: Sequence[object]) -> None:
+    """Refuse a row without text.
+
+    Raises:
+        UserError: that begins with `place` and names the column.
+    """
+    for column, text in zip(columns, values, strict=True):
+        tables.check_text(place, column, text)
+    if not any(values):  # one of a pair may be empty, as a question in QQP is
+        tables.check_text(place, columns[0], None)
 
 
 def fingerprint(task: TaskConfig) -> str:

@@ -6,7 +6,7 @@ table has a source, made of its columns, and one or more references.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,20 @@ def _merged(found: list[Meaning]) -> list[Source]:
 
 
 def _rows(task: TaskConfig, path: Path) -> Iterator[Meaning]:
+    for place, source, values in read_sources(task, path, task.references):
+        yield Meaning(place, source, _references(place, task.references, values))
+
+
+def read_sources(
+    task: TaskConfig, path: Path, more: Sequence[str] = ()
+) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """What the model reads of each row of a table, with its place and the values of more columns.
+
+    Raises:
+        UserError: for what is missing or malformed, with the place.
+    """
     names = placeholders(task.template) if task.template is not None else [task.source]
-    for place, values in tables.rows(path, [*names, *task.references]):
+    for place, values in tables.rows(path, [*names, *more]):
         cells = dict(zip(names, values[: len(names)], strict=True))
         if task.template is None:
             source = cells[task.source]
@@ -87,8 +99,7 @@ def _rows(task: TaskConfig, path: Path) -> Iterator[Meaning]:
             )
         if not source.strip():
             raise UserError(f"{place}: the source is empty.")
-        references = _references(place, task.references, values[len(names) :])
-        yield Meaning(place, source, references)
+        yield place, source, values[len(names) :]
 
 
 def _cell(place: str, column: str, value: object) -> str:

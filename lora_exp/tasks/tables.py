@@ -61,6 +61,35 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             raise UserError(f"{path}: not a table; its name must end in {', '.join(SUFFIXES)}.")
 
 
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table with all their columns, each with its place; as `rows` otherwise."""
+    if kind(path) == "jsonl":
+        yield from _objects(path)
+    else:
+        names = columns(path)
+        for place, values in rows(path, names):
+            yield place, dict(zip(names, values, strict=True))
+
+
+def columns(path: Path) -> list[str]:
+    """The columns of a table; of JSON lines, those of the first one. None if it is no table.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    match kind(path):
+        case "tsv":
+            return next(_tsv(path), (0, []))[1]
+        case "csv":
+            return next(_csv(path), (0, []))[1]
+        case "jsonl":
+            return list(next(_objects(path), ("", {}))[1])
+        case "parquet":
+            return _parquet_columns(path)
+        case _:
+            return []
+
+
 def kind(path: Path) -> str:
     """The format that a file's name promises: `tsv`, `csv`, `jsonl` or `parquet`."""
     return Path(path.name.removesuffix(".gz")).suffix[1:]
@@ -201,6 +230,14 @@ def _no_column(place: str, header: Sequence[str], column: str) -> UserError:
 
 
 def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    for place, record in _objects(path):
+        for column in columns:
+            if column not in record:
+                raise _no_column(place, list(record), column)
+        yield place, tuple([record[column] for column in columns])
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in lines(path):
         if line.isspace():
             continue
@@ -212,12 +249,20 @@ def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         if not isinstance(record, dict):
             raise UserError(
                 f"{place}: a JSON {type(record).__name__} where an object was expected, "
-                f'one a line: {{"{columns[0]}": ...}}.'
+                'one a line: {"COLUMN": ...}.'
             )
-        for column in columns:
-            if column not in record:
-                raise _no_column(place, list(record), column)
-        yield place, tuple([record[column] for column in columns])
+        yield place, record
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            return file.schema_arrow.names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({error}).") from error
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:

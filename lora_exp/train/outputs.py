@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from lora_exp.train.run import LINE_SECONDS, Run
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lora_exp.models import Backbone
     from lora_exp.runs.config import Config
@@ -51,6 +51,12 @@ class TestSet:
     stop: list[str]
     """Where texts are cut off."""
 
+    @property
+    def order(self) -> list[int]:
+        """Prompts of like lengths side by side, the longest first: what does not fit fails at
+        once."""
+        return sorted(range(len(self.prompts)), key=lambda n: (-len(self.prompts[n]), n))
+
     def foretell(self) -> list[str]:
         """What the result will be without, as lines for people."""
         missing = check(self.kind).items()
@@ -74,7 +80,7 @@ def test_set(config: Config, sources: Sequence[Source], backbone: Backbone) -> T
         )
     if long := sum(len(prompt) > room for prompt in prompts):
         log.warning(
-            "%d of %d sources of the test split are cut to %d tokens: the model has positions for "
+            "%d of %d sources are cut to %d tokens: the model has positions for "
             "%d, and decoding.max_new_tokens=%d.",
             *(long, len(prompts), room, backbone.longest, asked.max_new_tokens),
         )
@@ -130,7 +136,7 @@ def write(run: Run, precision: str, stop: Interruption, bar: Progress) -> Scores
     began = time.perf_counter()
     if run.ranks.first:
         run.folder.texts_file.parent.mkdir(exist_ok=True)
-    with _ready(run, precision):
+    with run.selected(), ready(run.model, precision):
         outputs = _outputs(run, test, stop, bar)
     if outputs is None:
         return None
@@ -154,18 +160,18 @@ def _scores(test: TestSet, outputs: Sequence[str]) -> Scores:
 
 
 @contextmanager
-def _ready(run: Run, precision: str) -> Iterator[None]:
-    """Within this context the model is one of transformers as any other: with the selected
-    parameters, attention of its own and, where that rounds nothing, LoRA merged."""
-    model, layers = run.model, [layer for _, layer in lora_layers(run.model)]
+def ready(model: PreTrainedModel, precision: str) -> Iterator[None]:
+    """Within this context the model is one of transformers as any other: with attention of its own
+    and, where that rounds nothing, LoRA merged."""
+    layers = [layer for _, layer in lora_layers(model)]
     flat = model.config._attn_implementation == ATTENTION
-    lower = torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with run.selected(), lower:
+    lower = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with lower:
         try:
             if flat:
                 model.set_attn_implementation("sdpa")
             # The search adds up and scatters; what it makes of it does not depend on the order.
-            make_deterministic(run.device, strict=False)
+            make_deterministic(model.device, strict=False)
             model.eval()
             for layer in layers if precision == "fp32" else ():
                 layer.merge()
@@ -174,7 +180,7 @@ def _ready(run: Run, precision: str) -> Iterator[None]:
             for layer in layers:
                 layer.unmerge()
             model.train()
-            make_deterministic(run.device, strict=flat)
+            make_deterministic(model.device, strict=flat)
             if flat:
                 model.set_attn_implementation(ATTENTION)
 
@@ -186,8 +192,7 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
     ranks, size = run.ranks, run.config.decoding.batch_size
     if ranks.any(ranks.first and whole.exists()):  # killed while it was measured
         return [entry["output"] for entry in run.folder.texts()]
-    # Prompts of like lengths side by side, the longest first: what does not fit fails at once.
-    order = sorted(range(len(test.prompts)), key=lambda n: (-len(test.prompts[n]), n))
+    order = test.order
     lines = ranks.gather(_kept(run, order) if ranks.first else [])[0]
     if len(lines) < len(order):
         run.log.info("generating texts for %d sources", len(order) - len(lines))
@@ -205,7 +210,7 @@ def _outputs(run: Run, test: TestSet, stop: Interruption, bar: Progress) -> list
                 bar.update(task, completed=before + done)
                 run.heartbeat()
 
-            texts = _decoded(run, test, batch, decided)
+            texts = decoded(run.backbone, test, batch, decided, run.log)
             own = [
                 json.dumps({"number": number, "output": text}, ensure_ascii=False)
                 for number, text in zip(batch, texts, strict=True)
@@ -251,26 +256,40 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]  # texts may hold other line ends
 
 
-def _decoded(run: Run, test: TestSet, batch: Sequence[int], decided: Any) -> list[str]:
-    """The texts for some sources; fewer at a time where memory does not suffice."""
+def decoded(
+    backbone: Backbone,
+    test: TestSet,
+    batch: Sequence[int],
+    decided: Callable[[int, int], None],
+    told: logging.Logger | logging.LoggerAdapter[Any],
+) -> list[str]:
+    """The texts for some sources; fewer at a time where memory does not suffice.
+
+    Args:
+        backbone: within `ready`.
+        test: the sources.
+        batch: their numbers.
+        decided: told now and then how many texts are complete, of how many.
+        told: takes warnings.
+    """
     prompts, size = [test.prompts[number] for number in batch], len(batch)
     while prompts:
         try:
-            tokens = decode(run.model, prompts, test.options, decided, batch_size=size)
-            return [_text(run, test, one) for one in tokens]
+            tokens = decode(backbone.model, prompts, test.options, decided, batch_size=size)
+            return [_text(backbone.tokenizer, test, one) for one in tokens]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or size == 1:
                 raise
             size //= 2
-            run.log.warning("Out of memory: decoding %d sources at a time.", size)
+            told.warning("Out of memory: decoding %d sources at a time.", size)
         torch.cuda.empty_cache()
     return []
 
 
-def _text(run: Run, test: TestSet, tokens: list[int]) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, test: TestSet, tokens: list[int]) -> str:
     """What was written, up to where it ends."""
     ended = tokens[:-1] if tokens and tokens[-1] in test.options.eos_ids else tokens
-    text = str(run.backbone.tokenizer.decode(ended, skip_special_tokens=True))
+    text = str(tokenizer.decode(ended, skip_special_tokens=True))
     for end in test.stop:
         text = text.partition(end)[0]
     return text.strip()

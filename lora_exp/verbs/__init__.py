@@ -7,10 +7,13 @@ import typer
 from lora_exp.verbs import (
     adapters,
     cancel,
+    card,
     clean,
     compare,
+    completion,
     dashboard,
     logs,
+    predict,
     report,
     rerun,
     retry,
@@ -37,5 +40,9 @@ app.command()(rerun.rerun)
 app.command()(clean.clean)
 app.command()(sync.sync)
 app.command()(dashboard.dashboard)
+app.command()(predict.predict)
 app.command()(adapters.export)
 app.command("import")(adapters.import_)
+app.command()(card.card)
+app.command()(card.push)
+app.command()(completion.completion)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lora_exp.verbs.arguments import Outputs, Run
+from lora_exp.verbs.arguments import Backbone, Outputs, Run
 
 Out = Annotated[Path, typer.Option(help="A new folder; nothing is overwritten.")]
 
@@ -16,12 +16,13 @@ def export(
     run: Run,
     to: Annotated[str, typer.Option(help="peft, loralib, or merged: a model without LoRA.")],
     out: Out,
+    backbone: Backbone = None,
     outputs: Outputs = Path("outputs"),
 ) -> None:
     """Write what a run trained for other software."""
     from lora_exp.exchange import export
 
-    typer.echo(export(outputs, run, to, out.expanduser()))
+    typer.echo(export(outputs, run, to, out.expanduser(), backbone))
 
 
 def import_(

@@ -8,7 +8,26 @@ from typing import Annotated
 import typer
 
 Outputs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
-Run = Annotated[str, typer.Argument(help="A run's name, its signature, or the beginning of one.")]
+
+
+def run_names(context: typer.Context, incomplete: str) -> list[str]:
+    """For completion: the runs in the folder that is given, or in `outputs`."""
+    from lora_exp.runs.store import all_runs
+
+    outputs = Path(context.params.get("outputs") or "outputs")
+    return [run.name for run in all_runs(outputs) if run.name.startswith(incomplete)]
+
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="A run's name, its signature, or the beginning of one.", autocompletion=run_names
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of the pre-trained model, if it is elsewhere now."),
+]
 Filter = Annotated[
     list[str] | None,
     typer.Argument(

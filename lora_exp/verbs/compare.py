@@ -12,7 +12,7 @@ from lora_exp.report.comparison import Comparison
 from lora_exp.report.table import draw, terminal
 from lora_exp.runs.records import Records
 from lora_exp.runs.store import find_run
-from lora_exp.verbs.arguments import Outputs
+from lora_exp.verbs.arguments import Outputs, run_names
 
 MOST = 6
 """Runs that have room beside each other."""
@@ -23,7 +23,8 @@ def compare(
         list[str],
         typer.Argument(
             help="Names, signatures, or the beginnings of them; the first is compared "
-            "with each of the others."
+            "with each of the others.",
+            autocompletion=run_names,
         ),
     ],
     outputs: Outputs = Path("outputs"),

@@ -82,7 +82,7 @@ def test_greedy_texts_are_the_best_tokens_of_the_model_as_it_is_trained(
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
     run = Run(made, RunFolder(tmp_path), backbone, prepared, [], 1)
     prompts = prepared.test.prompts if prepared.test is not None else []
-    with outputs._ready(run, "fp32"):
+    with run.selected(), outputs.ready(run.model, "fp32"):
         options = Decoding(beam_size=1, no_repeat_ngram=0, max_new_tokens=9, eos_ids=(0,))
         texts = decode(backbone.model, prompts, options)
     whole = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
@@ -303,7 +303,7 @@ def test_long_sources_are_cut_to_leave_room(
     end = backbone.tokenizer.eos_token_id
     assert [len(test.prompts[0]), test.prompts[0][-1]] == [108, end]
     assert len(test.prompts[1]) < 10
-    assert "1 of 2 sources of the test split are cut to 108 tokens" in caplog.text
+    assert "1 of 2 sources are cut to 108 tokens" in caplog.text
 
 
 def test_a_text_ends_where_it_stops(
@@ -338,4 +338,4 @@ def test_a_text_ends_where_it_stops(
         ([*encode(" Zizzi serves Thai food."), end], "Zizzi serves Thai"),
         ([end], ""),
     ):
-        assert outputs._text(run, test, tokens) == text
+        assert outputs._text(run.backbone.tokenizer, test, tokens) == text
