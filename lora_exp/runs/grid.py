@@ -14,6 +14,7 @@ from typing import Any, Self
 from lora_exp.errors import UserError
 from lora_exp.runs import bounds, files
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.shapes import is_grid
 
 ENDED = ("done", "failed", "cancelled")
 """States of runs that are not taken up before somebody asks for it."""
@@ -61,9 +62,11 @@ class Grid:
         check_name(name)
         grids = outputs / "grids"
         grids.mkdir(parents=True, exist_ok=True)
-        grid = cls(grids / (name or _unused(grids)))
-        grid.path.mkdir(exist_ok=True)
-        with grid._locked():  # two commands may join it at once
+        with _locked(grids) as alone:  # two commands may join it at once
+            if alone:
+                _remove_unfinished(grids)
+            grid = cls(grids / (name or _unused(grids)))
+            grid.path.mkdir(exist_ok=True)
             before = grid.record
             runs_before, later_before = before.get("runs", []), before.get("later", [])
             later = [one for one in more.pop("later", []) if one not in later_before]
@@ -82,27 +85,21 @@ class Grid:
 
     def take_later(self) -> list[dict[str, Any]]:
         """What waits for runs of the grid, as it was written down; only one process gets it."""
-        with self._locked():
+        with _locked(self.path.parent):
             record = self.record
             later = record.pop("later", [])
             if later:
                 files.write_json(self.path / "grid.json", record)
         return later
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.path / "lock").open("a") as lock:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     @property
     def record(self) -> dict[str, Any]:
         """`grid.json`, empty where it is missing or damaged."""
         try:
-            return files.read_json(self.path / "grid.json") or {}
-        except ValueError:
+            value = files.read_json(self.path / "grid.json")
+        except (ValueError, RecursionError):
             return {}
+        return value if is_grid(value) else {}
 
     @property
     def runs(self) -> list[RunFolder]:
@@ -126,13 +123,20 @@ class Grid:
         each."""
         if not self._jobs.exists():
             return []
-        lines = self._jobs.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        jobs = []
+        for line in self._jobs.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, RecursionError):  # a crash cut it short
+                job = json.loads(line)
+                if isinstance(job, dict) and isinstance(job.get("job"), str):
+                    jobs.append(job)
+        return jobs
 
     def add_job(self, **fields: Any) -> None:
         """Write a job down: `job` is its number, `tasks` how many it has."""
+        whole = not self._jobs.exists() or self._jobs.read_bytes().endswith(b"\n")
         with self._jobs.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"submitted": time.time()} | fields) + "\n")
+            line = json.dumps({"submitted": time.time()} | fields)
+            file.write(f"{line}\n" if whole else f"\n{line}\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -153,6 +157,26 @@ def all_grids(outputs: Path) -> list[Grid]:
     if not folder.is_dir():
         return []
     return [grid for path in sorted(folder.iterdir()) if (grid := Grid(path)).record]
+
+
+@contextmanager
+def _locked(grids: Path) -> Iterator[bool]:
+    """Let no other process write a grid's record meanwhile; False where there are no locks."""
+    with (grids / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _remove_unfinished(grids: Path) -> None:
+    """Remove what a process left that died while it wrote a grid down; nobody is writing one."""
+    for folder in grids.iterdir():
+        with suppress(OSError):  # it holds something
+            (folder / f"grid.json{files.TEMPORARY}").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _unused(grids: Path) -> str:

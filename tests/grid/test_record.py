@@ -65,6 +65,21 @@ def test_jobs_are_added_and_a_line_that_a_crash_cut_short_is_left_out(tmp_path: 
     with (grid.path / "jobs.jsonl").open("a") as file:
         file.write('{"job": "1')
     assert [(job["job"], job["tasks"]) for job in grid.jobs] == [("12", 3), ("13", 1)]
+    grid.add_job(job="14", tasks=1)
+    assert [job["job"] for job in grid.jobs] == ["12", "13", "14"]
+
+
+def test_nothing_stays_of_a_grid_that_was_half_written_down(tmp_path: Path) -> None:
+    grid = Grid.create(tmp_path, "whole", [], LOCAL)
+    for folder in ("whole", "half", "empty"):
+        (tmp_path / "grids" / folder).mkdir(exist_ok=True)
+    for folder in ("whole", "half"):
+        (tmp_path / "grids" / folder / "grid.json.tmp").write_text('{"na')
+    Grid.create(tmp_path, "next", [], LOCAL)
+    assert grid.record["name"] == "whole"
+    left = {str(path.relative_to(tmp_path / "grids")) for path in tmp_path.rglob("grids/*/**")}
+    assert left == {"whole", "next"}
+    assert not [*tmp_path.rglob("*.tmp")]
 
 
 def test_a_record_that_is_damaged_is_none(tmp_path: Path) -> None:
