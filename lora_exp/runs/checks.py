@@ -226,7 +226,8 @@ def is_installed(tracker: str) -> bool:
 
 def how_to_install(tracker: str) -> str:
     """What brings the packages of a tracker."""
-    return f"it is not installed: pip install 'lora-exp[{tracker}]'"
+    package = tracker if tracker == "wandb" else f"'lora-exp[{tracker}]'"
+    return f"it is not installed: pip install {package}"
 
 
 def _check_generation(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.runs.folder import RunFolder
-from lora_exp.runs.records import Records
+from lora_exp.runs.records import Records, RunRecord
 
 COORDINATES = ("step", "epoch", "split")
 """Of a line of `metrics.jsonl`: what its values belong to."""
@@ -48,18 +48,17 @@ class RunInfo:
     """The folder of what was trained, if it is to be kept as an artifact."""
 
     @classmethod
-    def of(cls, folder: RunFolder, tracker: TrackerConfig) -> RunInfo:
+    def of(cls, run: RunRecord, tracker: TrackerConfig) -> RunInfo:
         """As the run's folder has it."""
+        folder = run.folder
         config, identity = folder.config, folder.watched_as
-        outputs = folder.path.parent.parent
-        record = Records(outputs).of(folder)
-        names = [*(grid.name for grid in record.grids), *record.studies]
+        names = [*(grid.name for grid in run.grids), *run.studies]
         return cls(
             signature=identity,
-            group=record.group,
+            group=run.group,
             name=folder.name.removesuffix(folder.signature) + identity,
             config=asdict(config),
-            outputs=outputs,
+            outputs=folder.path.parent.parent,
             method=config.method,
             tags=tuple(dict.fromkeys(name[:TAG_LENGTH] for name in names)),
             adapter=folder.adapter if tracker.artifact else None,
@@ -119,7 +118,7 @@ def sinks(tracker: TrackerConfig, folder: RunFolder) -> list[Sink]:
     from lora_exp.track.background import Background
 
     try:
-        run = RunInfo.of(folder, tracker)
+        run = RunInfo.of(Records(folder.path.parent.parent).of(folder), tracker)
     except Exception as error:  # of the records of grids, which no run depends on
         log.warning("Nobody watches %s: %s: %s.", folder.name, type(error).__name__, error)
         return []

@@ -38,8 +38,7 @@ def deliver(run: RunRecord, name: str, tracker: TrackerConfig) -> Delivery:
     Raises:
         Exception: of any kind that the tracker likes, if it does not take it.
     """
-    folder = run.folder
-    info, lines = RunInfo.of(folder, tracker), list(folder.metrics())
+    info, lines = RunInfo.of(run, tracker), list(run.folder.metrics())
     ledger = info.outputs / name / "sent" / f"{info.signature}.json"
     place = f"{os.environ.get(SERVERS.get(name, ''))} {tracker.entity} {tracker.project}"
     if name == "wandb":

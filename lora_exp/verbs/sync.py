@@ -52,15 +52,19 @@ def sync(
         check_login("write its files here: --mode offline.")
     done: Counter[str] = Counter()
     for run in runs:
-        own = run.folder.config.tracker
-        settings = replace(
-            own,
-            mode=mode,
-            project=project or own.project,
-            entity=entity or own.entity,
-            artifact=artifact or own.artifact,
-        )
-        outcome, told = _send(run, to, settings)
+        try:
+            own = run.folder.config.tracker
+        except UserError as error:
+            outcome, told = "left alone", str(error)
+        else:
+            settings = replace(
+                own,
+                mode=mode,
+                project=project or own.project,
+                entity=entity or own.entity,
+                artifact=artifact or own.artifact,
+            )
+            outcome, told = _send(run, to, settings)
         done[outcome] += 1
         typer.echo(f"{run.name}  {told}")
     typer.echo(f"{count(len(runs))}: {', '.join(f'{n} {what}' for what, n in done.items())}.")
@@ -109,4 +113,4 @@ def _leave(run: RunRecord, to: str, settings: TrackerConfig) -> None:
         from lora_exp.track import RunInfo
         from lora_exp.track.wandb import give_up
 
-        give_up(settings, RunInfo.of(run.folder, settings))
+        give_up(settings, RunInfo.of(run, settings))
