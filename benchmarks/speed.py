@@ -145,6 +145,25 @@ def step_full(setting: Setting) -> list[Row]:
     return [against(what, steps.ours(recipe).step, {"": plain}, setting.repeats(30))]
 
 
+def floor_minilm(setting: Setting, precision: str) -> list[Row]:
+    """MiniLM against the least that a step has to do."""
+    import floor
+    import steps
+
+    one_core()
+    recipe = steps.Recipe(setting.data, setting.folder, precision=precision)
+    return floor.rows(f"MiniLM, CoLA, batch 32, {precision}", recipe, setting.repeats(40))
+
+
+def floor_roberta(setting: Setting) -> list[Row]:
+    """The same for RoBERTa-base."""
+    import floor
+
+    one_core()
+    what = "RoBERTa-base (random), CoLA lengths, batch 8, bf16"
+    return floor.rows(what, roberta(setting, batch_size=8), setting.repeats(30))
+
+
 def cuda_roberta(setting: Setting) -> list[Row]:
     """RoBERTa-base on a GPU: one run, and eight in a pack."""
     import steps
@@ -199,6 +218,9 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "step-roberta": step_roberta,
     "step-512": step_512,
     "step-full": step_full,
+    "floor-fp32": partial(floor_minilm, precision="fp32"),
+    "floor-bf16": partial(floor_minilm, precision="bf16"),
+    "floor-roberta": floor_roberta,
     "grid": processes.grid,
     "memory": processes.memory,
     "start": processes.start,
