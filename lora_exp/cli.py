@@ -11,6 +11,7 @@ from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
 from lora_exp.runs.bounds import printable
 from lora_exp.runs.config import CONF
+from lora_exp.runs.secrets import hidden
 
 if TYPE_CHECKING:
     from lora_exp.runs.config import Config
@@ -71,7 +72,7 @@ def leave(status: int, error: Exception) -> NoReturn:
     """Exit with one message; with the traceback if HYDRA_FULL_ERROR=1 asks for it."""
     if _tracebacks:
         raise error
-    print(f"lora_exp: {printable(str(error))}", file=sys.stderr)
+    print(f"lora_exp: {printable(hidden(str(error)))}", file=sys.stderr)
     raise SystemExit(status)
 
 

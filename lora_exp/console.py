@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from lora_exp.runs.bounds import printable
+from lora_exp.runs.secrets import hidden
 
 console = Console(stderr=True, highlight=False)
 console.soft_wrap = not console.is_terminal  # lines for people fit the terminal; others stay whole
@@ -34,10 +35,17 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
         run = getattr(record, "run", "")
-        text = printable(record.getMessage())
+        text = printable(hidden(record.getMessage()))
         if run:
             text = "\n".join(f"{run}  {line}" for line in text.splitlines())
         console.print(text, markup=False, style=style)
+
+
+class _Kept(logging.Formatter):
+    """What is kept of the log, which may tell of anything that went wrong."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
 
 
 def set_up(*, alone: bool = True) -> None:
@@ -72,7 +80,7 @@ def verb(words: str, outputs: Path) -> str:
 def also_to(path: Path, logger: logging.Logger = log) -> Iterator[None]:
     """Append the log, or the part of it that goes through `logger`, to a file meanwhile."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Kept("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     try:
         yield

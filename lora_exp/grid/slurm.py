@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +94,9 @@ class SlurmSettings:
             problem = str(error.msg or error).splitlines()[0]
             raise UserError(f"hydra.launcher.{error.full_key}: {problem}.") from error
         assert isinstance(settings, SlurmSettings)
+        for name, value in asdict(settings).items():
+            if name != "setup" and not str(value).isprintable():  # it would be a line of a script
+                raise UserError(f"hydra.launcher.{name}={value!r}: must be one line of text.")
         least = {"gpus": 0, "cpus": 1, "warning": 1, "array_parallelism": 1, "packs_per_job": 1}
         for name, bound in least.items():
             value = getattr(settings, name)
@@ -293,7 +297,7 @@ def _executor(
     path = snapshot.python_path(code)
     setup = [
         *settings.setup,
-        f'export PYTHONPATH="{path}${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
+        f'export PYTHONPATH={shlex.quote(path)}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
     ]
     shared = {
         "job_name": f"lora_exp-{name}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.report.groups import Group, Summary
+from lora_exp.runs import bounds
 from lora_exp.runs.records import RunRecord
 
 TRAINING = "training loss"
@@ -49,7 +50,9 @@ def lines(run: RunRecord) -> tuple[list[Mapping[str, Any]], dict[float, Mapping[
     training: list[Mapping[str, Any]] = []
     evaluated: dict[float, Mapping[str, Any]] = {}
     split = None
-    for line in run.folder.metrics():
+    for line in map(bounds.plain, run.folder.metrics()):
+        if not isinstance(line.get("epoch"), int | float):
+            continue
         name = line.get("split")
         if name == "train":
             training.append(line)

@@ -22,6 +22,8 @@ WIDE = 1000
 """Columns of a line where no terminal has to show it."""
 GAP = 3
 """Blanks between two columns."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How text begins that spreadsheets compute."""
 PREAMBLE = r"\usepackage{booktabs} \usepackage{graphicx} \usepackage[T1]{fontenc}"
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -226,9 +228,15 @@ def as_csv(tables: Sequence[Table]) -> str:
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        plain = {k: ";".join(map(str, v)) if isinstance(v, list) else v for k, v in record.items()}
-        writer.writerow(plain)
+        writer.writerow({name: _in_csv(value) for name, value in record.items()})
     return file.getvalue()
+
+
+def _in_csv(value: Any) -> Any:
+    """A value as a field; text that a spreadsheet would take for a formula begins with a quote."""
+    if isinstance(value, list):
+        value = ";".join(map(str, value))
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 def as_json(tables: Sequence[Table]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.report.examples import Tested
 from lora_exp.report.significance import bootstrap
+from lora_exp.runs import bounds
 from lora_exp.runs.records import RunRecord
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ ORDERS = 4
 
 def generated(run: RunRecord) -> Texts:
     """What a run wrote for the test split; empty if nothing."""
-    return {line["source"]: line for line in run.folder.texts()}
+    return {line["source"]: line for line in map(bounds.plain, run.folder.texts())}
 
 
 def shared(first: Texts, second: Texts) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from lora_exp.runs.secrets import holds_secret
+
 INTEGER = 2**32
 """No integer is larger: a seed is below it, and more of anything fits in no memory."""
 FLOAT = 3.4028234663852886e38
@@ -31,6 +33,8 @@ def problems(config: Any) -> list[str]:
             found.append(
                 f"{key}={printable(value)}: has the character {wrong[0]!a}, which is no text."
             )
+        elif isinstance(value, str) and (secret := holds_secret(value)):
+            found.append(f"{key}: holds a secret ({secret}). Leave it to the environment.")
     return found
 
 

@@ -63,6 +63,8 @@ def check(config: Config) -> None:
     named("task.name", task.name)
     for split in (*task.validation, *([] if task.test is None else [task.test])):
         named("task.test" if split == task.test else "task.validation", split)
+    if task.subset is not None:
+        named("task.subset", task.subset)
     if config.grid is not None:
         named("grid", config.grid)
     require(task.data_seed >= 0, "task.data_seed", task.data_seed, "must be at least 0.")

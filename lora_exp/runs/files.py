@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.errors import UserError
+from lora_exp.runs.secrets import hidden
 
 TEMPORARY = ".tmp"
 
@@ -23,11 +24,11 @@ def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
 
     Args:
         path: of the file.
-        content: all of it.
+        content: all of it; secrets of the environment are taken out of text.
         durable: wait until it is safely on disk; otherwise it is for readers alone, and after a
             loss of power it may be empty.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = hidden(content).encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + TEMPORARY)
     temporary.write_bytes(data)
     if durable:

@@ -194,7 +194,9 @@ class Records:
         """The runs in a folder, by name."""
         try:
             with os.scandir(folder) as entries:
-                paths = sorted(entry.path for entry in entries if entry.is_dir())
+                paths = sorted(
+                    entry.path for entry in entries if entry.is_dir() and entry.name.isprintable()
+                )
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [RunRecord(path, self) for path in paths]

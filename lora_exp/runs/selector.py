@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from lora_exp.errors import UserError, nearest
+from lora_exp.runs.bounds import printable
 from lora_exp.runs.config import Config
 from lora_exp.runs.records import LOST, Records, RunRecord
 
@@ -156,7 +157,7 @@ class Selector:
         return bool(self.terms)
 
     def __str__(self) -> str:
-        return " ".join(map(str, self.terms))
+        return printable(" ".join(map(str, self.terms)))
 
     def names(self, key: str) -> bool:
         """Whether a key is among the conditions."""

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
+from lora_exp.runs.bounds import is_name
 from lora_exp.runs.config import Config
 
 NUMBER = (int, float)
@@ -23,7 +24,14 @@ STATUS = {
     "job": str,
     "reason": str,
 }
-RESULT = ("best_epoch", "trainable_parameters", "train_seconds", "peak_memory_bytes")
+RESULT = (
+    "best_epoch",
+    "trainable_parameters",
+    "wall_seconds",
+    "train_seconds",
+    "peak_memory_bytes",
+    "sources_per_second",
+)
 ORIGIN = {"signature": str, "group": str, "overrides": list, "git": dict, "packages": dict}
 
 
@@ -34,11 +42,10 @@ def is_status(value: Any) -> bool:
 
 def is_result(value: Any) -> bool:
     """`result.json`: metrics, one of them not a loss, and what the run took."""
-    if not isinstance(value, dict) or not all(isinstance(value.get(n), NUMBER) for n in RESULT):
-        return False
-    metrics = value.get("metrics")
+    metrics = value.get("metrics") if isinstance(value, dict) else None
     return (
         isinstance(metrics, dict)
+        and _fit(value, dict.fromkeys(RESULT, NUMBER))
         and bool(metrics.keys() - {"loss"})
         and all(isinstance(one, (*NUMBER, type(None))) for one in metrics.values())
     )
@@ -59,9 +66,7 @@ def is_config(value: Any) -> bool:
 
 def is_line(value: Any) -> bool:
     """A line of `metrics.jsonl`."""
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), NUMBER) for name in ("step", "epoch")
-    )
+    return isinstance(value, dict) and isinstance(value.get("step"), NUMBER)
 
 
 def is_grid(value: Any) -> bool:
@@ -70,7 +75,7 @@ def is_grid(value: Any) -> bool:
         return False
     launcher = value.get("launcher")
     named = isinstance(launcher, dict) and isinstance(launcher.get("name"), str)
-    return named and all(isinstance(name, str) for name in value["runs"])
+    return named and all(isinstance(name, str) and is_name(name) for name in value["runs"])
 
 
 CHECKS: Mapping[str, Callable[[Any], bool]] = {

@@ -15,7 +15,8 @@ def all_runs(outputs: Path) -> list[RunFolder]:
     folder = outputs / "runs"
     if not folder.is_dir():
         return []
-    return [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    paths = (path for path in sorted(folder.iterdir()) if path.name.isprintable())
+    return [RunFolder(path) for path in paths if path.is_dir()]
 
 
 def folder_of(outputs: Path, config: Config, signature: str) -> RunFolder:

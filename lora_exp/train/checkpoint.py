@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,8 +62,12 @@ def _state(path: Path) -> dict[str, Any] | None:
     if _digest(path) not in path.name:
         log.warning("%s is damaged and left out.", path)
         return None
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["state"])
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["state"])
+    except (SafetensorError, TypeError, KeyError, ValueError):  # it was never one of ours
+        log.warning("%s is no checkpoint and left out.", path)
+        return None
 
 
 def generations(folder: Path) -> list[Path]:

@@ -105,6 +105,9 @@ def _cache(outputs: Path) -> Sequence[Item]:
 
 def _remove(item: Item) -> bool:
     """Remove a folder; a run only if nobody trains it meanwhile, or has queued it again."""
+    if item.path.is_symlink():  # what it leads to is not ours to remove
+        item.path.unlink()
+        return True
     if item.state is None:
         shutil.rmtree(item.path)
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,20 @@ def _outcome(record: RunRecord) -> str:
     result = record.result
     if result is None:
         return record.why or f"step {record.status.get('step', 0)}"
-    told = f"{numbers(result['metrics'])}  at epoch {result['best_epoch']:g}"
-    rest = {
-        "trained parameters": f"{result['trainable_parameters']:,}",
-        "training time": f"{result['train_seconds']:.1f} s",
-        "peak memory": f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
+    told = numbers(result["metrics"])
+    if result.get("best_epoch") is not None:
+        told += f"  at epoch {result['best_epoch']:g}"
+    shown: dict[str, tuple[str, Callable[[float], str]]] = {
+        "trained parameters": ("trainable_parameters", lambda value: f"{value:,}"),
+        "training time": ("train_seconds", lambda value: f"{value:.1f} s"),
+        "peak memory": ("peak_memory_bytes", lambda value: f"{value / 2**20:,.0f} MiB"),
+        "generating": ("sources_per_second", lambda value: f"{value:g} sources/s"),
     }
-    if "sources_per_second" in result:
-        rest["generating"] = f"{result['sources_per_second']:g} sources/s"
+    rest = {
+        name: tell(result[key])
+        for name, (key, tell) in shown.items()
+        if result.get(key) is not None
+    }
     rest |= {f"no {metric}": reason for metric, reason in result.get("missing", {}).items()}
     return told + "".join(f"\n{name}: {value}" for name, value in rest.items())
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from stores import RESULT
 
 from lora_exp.errors import UserError
 from lora_exp.runs import files
@@ -53,7 +54,7 @@ def test_states(tmp_path: Path) -> None:
     assert folder.status["state"] == "queued"
     folder.set_status("running", step=3)
     assert (folder.status["state"], folder.status["step"]) == ("running", 3)
-    files.write_json(folder.path / "result.json", {"metrics": {}})
+    files.write_json(folder.path / "result.json", RESULT)
     assert folder.status["state"] == "done", "a result beats any state"
 
 
