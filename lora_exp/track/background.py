@@ -12,7 +12,7 @@ from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import Line, RunInfo
 
 FINISH_SECONDS = 30.0
-"""How long `finish` waits for a tracker; one on this machine takes a second or two."""
+"""How long `finish` waits for a tracker; one on this machine takes seconds at most."""
 IMPATIENT_SECONDS = 2.0
 """How long it waits once the tracker has let this process wait in vain, until it is back."""
 
