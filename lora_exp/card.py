@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lora_exp.restored import finished
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, ModelConfig
 from lora_exp.runs.folder import RunFolder
-from lora_exp.runs.signature import deciding
+from lora_exp.runs.signature import SECTIONS, deciding
 from lora_exp.text import duration, size
 
 CARD = "README.md"
@@ -96,8 +97,9 @@ def _parts(run: RunFolder) -> Iterator[str]:
     if labels := result.get("labels"):
         yield f"Classes: {', '.join(labels)}."
 
-    yield "\n## Recipe\n\nEach key that is not at its default and decides the result:\n\n```yaml"
-    yield f"{yaml.safe_dump(deciding(config), allow_unicode=True).rstrip()}\n```\n"
+    about = "What decides the result; keys that are not here are at their defaults."
+    yield f"\n## Recipe\n\n{about}\n\n```yaml"
+    yield f"{yaml.safe_dump(_recipe(config), allow_unicode=True).rstrip()}\n```\n"
 
     yield f"## Origin\n\n```bash\n{origin.get('command', 'unknown')}\n```\n"
     if git := origin.get("git"):
@@ -183,7 +185,8 @@ def _use(run: RunFolder, config: Config, labels: list[str] | None) -> str:
     kind, more = "SequenceClassification", f", num_labels={len(labels) if labels else 1}"
     if config.task.kind == "generation":
         kind, more = "CausalLM", ""
-    name = _backbone(config.model)
+    name = config.model.name_or_path if _on_hub(config.model) else "BACKBONE"
+    folder = "" if _on_hub(config.model) else f"\n\n`BACKBONE`: {_backbone(config.model)}."
     peft = _python(
         "from peft import PeftModel",
         f"from transformers import AutoModelFor{kind}, AutoTokenizer",
@@ -192,7 +195,21 @@ def _use(run: RunFolder, config: Config, labels: list[str] | None) -> str:
         'model = PeftModel.from_pretrained(base, "FOLDER")  # this one, or its name on the hub',
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
     )
-    return f"{peft}\n\n{text}"
+    return f"{peft}{folder}\n\n{text}"
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """The keys that are not at their defaults, and those that everybody asks for."""
+    known: dict[str, Any] = {"method": config.method, "seed": config.seed}
+    known["train.batch_size"] = config.train.batch_size
+    if config.train.max_steps is None:
+        known["train.epochs"] = config.train.epochs
+    if config.method in SECTIONS:
+        own = asdict(getattr(config, config.method))
+        if (placement := own.pop("placement", None)) and placement["targets"] is None:
+            own["placement.preset"] = placement["preset"]
+        known |= {f"{config.method}.{key}": value for key, value in own.items()}
+    return known | deciding(config)
 
 
 def _python(*lines: str) -> str:

@@ -63,7 +63,11 @@ def test_the_hub_reads_the_metadata(learned: Learned) -> None:
         f"torch {folder.provenance['packages']['torch']}",
         "train.lr: 0.01",
         f'lora_exp.load("{run.name}")',
-        'AutoModelForSequenceClassification.from_pretrained("bert", num_labels=3)',
+        'AutoModelForSequenceClassification.from_pretrained("BACKBONE", num_labels=3)',
+        "`BACKBONE`: bert.",
+        "lora.r: 8",
+        "lora.placement.preset: qv",
+        "train.epochs: 6",
     ):
         assert said in made.text, said
     assert folder.provenance["host"] not in made.text

@@ -14,6 +14,7 @@ import pytest
 from learned import CLASSES, PAIRS, ROWS, Learned
 from pyarrow import parquet
 
+from lora_exp import new_data
 from lora_exp.errors import UserError
 from lora_exp.runs import predictions
 from lora_exp.tasks import tables
@@ -160,22 +161,22 @@ def test_what_a_format_cannot_hold(name: str, rows: Rows, expected: str) -> None
         encoded(Path(name), rows)
 
 
-def test_mistakes_are_told_before_the_model_is_loaded(learned: Learned, tmp_path: Path) -> None:
-    run = learned.classifying("bert")
+def test_mistakes_are_told_before_the_model_is_loaded(
+    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifying = learned.classifying("bert")
+    monkeypatch.delattr(new_data, "restore")
 
-    def refused(content: bytes, name: str = "in.csv", out: str = "out.csv", run: Path = run) -> str:
+    def refused(
+        content: bytes, name: str = "in.csv", out: str = "out.csv", run: Path = classifying
+    ) -> str:
         (tmp_path / name).write_bytes(content)
-
-        def no_model() -> None:
-            from lora_exp import new_data
-
-            del new_data.restore
-
-        ended = predict(run, tmp_path / name, tmp_path / out, before=no_model)
-        assert ended.status == 2, ended.output
-        assert len(ended.output.splitlines()) == 1
-        assert not (tmp_path / out).exists() or out == "taken.csv"
-        return ended.output
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError) as caught:
+            new_data.predict(Path("outputs"), str(run), tmp_path / name, tmp_path / out)
+        assert sorted(tmp_path.iterdir()) == before
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
 
     assert "in.csv:1: no column 'text'. Did you mean texts?" in refused(b"texts\na\n")
     assert "in.csv: the file is empty" in refused(b"")
@@ -191,7 +192,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(learned: Learned, tmp_path
     (tmp_path / "taken.csv").write_text("mine")
     assert "taken.csv: exists, and nothing is overwritten" in refused(b"text\na\n", out="taken.csv")
     assert (tmp_path / "taken.csv").read_text() == "mine"
-    ended = predict(run, tmp_path / "inn.csv", tmp_path / "out.csv")
+    ended = predict(classifying, tmp_path / "inn.csv", tmp_path / "out.csv")
     assert ended.status == 2
     assert "inn.csv: there is no such file. Did you mean in.csv" in ended.output
     writing = learned.writing("decoding.beam_size=1", "decoding.examples=5")
