@@ -25,7 +25,7 @@ from stores import Store
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium")
 
-WAIT_SECONDS = 60
+WAIT_SECONDS = 40
 NONE = "\u2013"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 LONG = "a_name_without_any_blank_" * 12
@@ -58,10 +58,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(store)
 
 
-def written(store: Store) -> Path:
+def written(store: Store, *arguments: str) -> Path:
     file = store.outputs.parent / "report.html"
     command = [sys.executable, "-m", "lora_exp", "report", "--html", str(file)]
-    command += ["--outputs", str(store.outputs)]
+    command += ["--outputs", str(store.outputs), *arguments]
     subprocess.run(command, check=True, capture_output=True)
     return file
 
@@ -111,7 +111,8 @@ class Page:
 
     @property
     def header(self) -> list[str]:
-        return [re.sub(r"\W+$", "", one.text) for one in self.all(".groups th")]
+        script = "return [...document.querySelectorAll('.groups th')].map(one => one.textContent)"
+        return [re.sub(r"\W+$", "", text) for text in self.run(script)]
 
     def column(self, name: str) -> list[str]:
         return [row[self.header.index(name)] for row in self.rows]
@@ -309,6 +310,29 @@ def test_filtering_moves_no_column(page: Page) -> None:
     assert edges() == before
 
 
+def test_what_has_no_result_yet_is_there(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    page, store = Page(browser), Store(tmp_path / "outputs")
+    store.run("queued", lora__r=1)
+    store.run("failed", {"reason": "nan"}, lora__r=2, task__metrics=["accuracy"])
+    page.open(written(store).as_uri())
+    assert page.column("unfinished") == ["○1 queued", "✕1 failed"]
+    assert not any(one.is_displayed() for one in page.all("#results figure, #parallel figure"))
+    page.filter("lora.r=2", 1)
+    page.all(".groups tbody tr")[0].click()
+    assert "failed" in page.one("dialog[open]").text
+    assert page.complaints == []
+
+
+def test_a_study_without_runs_shows_the_published_table(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    page = Page(browser)
+    page.open(written(Store(tmp_path / "outputs"), "--study", "roberta_base_glue").as_uri())
+    assert page.one("#title").text.startswith("Study roberta_base_glue")
+    assert "87.5" in page.one("#tables").text
+    assert page.complaints == []
+
+
 def test_watch_shows_a_new_run_and_leaves_the_file(
     browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
@@ -318,19 +342,23 @@ def test_watch_shows_a_new_run_and_leaves_the_file(
     command = [sys.executable, "-m", "lora_exp", "report", "--html", str(file), "--watch"]
     command += ["--outputs", str(store.outputs)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
-        assert serving.stdout is not None
-        (address,) = re.findall(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
-        page = Page(browser)
-        page.open(address)
-        assert len(page.rows) == 1
-        page.all(".groups tbody tr")[0].click()
-        pages.group(store, "r2", (0.90,), lora__r=2)
-        page.until(lambda: len(page.rows) == 2)
-        assert page.column("lora.r") == ["1", "2"]
-        assert page.all("dialog[open]"), "what was open stays open"
-        assert page.complaints == []
-        assert {re.sub(r"/[^/]*$", "", one) for one in page.requests} == {address}
-        serving.send_signal(signal.SIGINT)
-        assert serving.wait(WAIT_SECONDS) == 0
+        try:
+            assert serving.stdout is not None
+            (address,) = re.findall(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
+            page = Page(browser)
+            page.open(address)
+            assert len(page.rows) == 1
+            page.all(".groups tbody tr")[0].click()
+            pages.group(store, "r2", (0.90,), lora__r=2)
+            page.until(lambda: "lora.r" in page.header and page.column("lora.r") == ["1", "2"])
+            assert page.all("dialog[open]"), "what was open stays open"
+            page.press(Keys.ESCAPE)
+            page.until(lambda: page.run("return document.activeElement.rowIndex") == 1)
+            assert page.complaints == []
+            assert {re.sub(r"/[^/]*$", "", one) for one in page.requests} == {address}
+            serving.send_signal(signal.SIGINT)
+            assert serving.wait(WAIT_SECONDS) == 0
+        finally:
+            serving.kill()
     assert "r2" in file.read_text()
     page.until(lambda: "no longer follows" in page.one("#live").text)

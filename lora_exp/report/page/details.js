@@ -2,10 +2,14 @@
 "use strict";
 
 class DetailsDialog {
-  constructor(dialog) {
+  constructor(dialog, closed) {
     this.dialog = dialog;
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-    dialog.addEventListener("close", () => { this.shown = null; });
+    dialog.addEventListener("close", () => {
+      const { group } = this.shown;
+      this.shown = null;
+      closed(group);
+    });
   }
 
   openGroup(page, index) {

@@ -13,8 +13,8 @@ const page = {
   open: (index) => dialog.openGroup(page, index),
 };
 
-const dialog = new DetailsDialog($("details"));
 const table = new GroupsTable($("table"), { toggle, open: page.open });
+const dialog = new DetailsDialog($("details"), (group) => table.return(group));
 const curves = new Figure($("curves"), "", { tall: true });
 const results = makeResults($("results"));
 const parallel = new Parallel($("parallel"));
@@ -231,6 +231,7 @@ async function refresh() {
   $("live").textContent = answer ? ", and follows the runs" : ", and no longer follows the runs: its command has ended";
 }
 
+page.filter = $("filter").value; // some browsers keep it when a page is loaded again
 paint();
 show(JSON.parse($("content").textContent));
 const seconds = Number(document.documentElement.dataset.refresh);

@@ -36,6 +36,12 @@ class GroupsTable {
       ? document.activeElement.dataset.focus : null;
   }
 
+  // Where one was, if new content has replaced what the browser would return to.
+  return(group) {
+    if (this.container.contains(document.activeElement)) return;
+    this.container.querySelector(`[data-focus^="row ${CSS.escape(group)} "]`)?.focus();
+  }
+
   columns({ content, keys, metrics, nameOf }) {
     const group = (row) => content.groups[row.group];
     const metric = (row) => content.metrics[row.metric];
