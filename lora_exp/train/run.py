@@ -468,4 +468,4 @@ class Run:
     def _end(self, state: State, result: dict[str, Any] | None = None) -> None:
         self.state = state
         for sink in self.sinks:
-            sink.finish(state, summary)
+            sink.finish(state, result)
