@@ -7,8 +7,8 @@
 Steps alternate A B A B in one process, on one core with one thread, in that thread's CPU time (on a
 GPU: one process, time as it passes), with the same examples in the same batches; each row has a
 process of its own. A ratio is theirs over ours, the median over the pairs of steps with the tenth
-and ninetieth percentile: above 1, we are faster or smaller. Without `--only` and `--quick` the table
-is written to `results/` as well.
+and ninetieth percentile: above 1, we are faster or smaller. Without `--only` and `--quick` the
+table is written to `results/` as well.
 """
 
 from __future__ import annotations
