@@ -58,6 +58,10 @@ class Launched:
         [grid] = [grid for grid in all_grids(self.outputs) if grid.name not in known]
         return grid
 
+    def told(self, verb: str) -> str:
+        """What a verb answers about the outputs."""
+        return ask(sys.executable, "-m", "lora_exp", verb, "--outputs", str(self.outputs))
+
     @property
     def runs(self) -> list[RunFolder]:
         """All of them, by name."""
@@ -156,3 +160,11 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
 def table(runs: Sequence[RunFolder]) -> dict[str, Any]:
     """The metrics of runs, to the last digit."""
     return {run.name: json.dumps((run.result or {})["metrics"]) for run in runs}
+
+
+def stop(daemon: str) -> None:
+    """End a daemon of the cluster, as its administrator does: `slurmctld`, `slurmdbd`."""
+    file = Path(os.environ["SLURM_CONF"]).with_name(f"{daemon}.pid")
+    process = int(file.read_text())
+    kill([process], signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{process}").exists())

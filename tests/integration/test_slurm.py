@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from getpass import getuser
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from slurm_jobs import (
     kill,
     printed,
     processes_of,
+    stop,
     table,
     wait_until,
 )
@@ -174,6 +176,46 @@ def in_stages(launched: Launched) -> Story:
     return Story(launched.finished(), [grid])
 
 
+def with_another_controller(launched: Launched) -> Story:
+    """slurmctld is started again in the middle of a grid."""
+    grid = launched.submit("lora.r=1", "seed=1,2", "hydra.launcher.packs_per_job=2", *ON_N1)
+    run = launched.caught()
+    stop("slurmctld")
+    subprocess.run(["slurmctld"], check=True)
+    kill([run.status["pid"]], signal.SIGCONT)
+    return Story(launched.finished(), [grid])
+
+
+def limited(launched: Launched) -> Story:
+    """An account may have one job in the queue; then three, of which none starts; then one does.
+    While the grid is submitted there is no accounting."""
+    if "accounting_storage/slurmdbd" not in ask("scontrol", "show", "config"):
+        return Story(launched, [])
+    command = ("lora.r=1", "seed=1,2", "hydra.launcher.account=limited", *ON_N1)
+
+    def limit(queued: int, running: int) -> None:
+        limits = (f"maxsubmitjobs={queued}", f"maxjobs={running}")
+        ask("sacctmgr", "-i", "modify", "user", user, "where", "account=limited", "set", *limits)
+
+    user = getuser()
+    ask("sacctmgr", "-i", "add", "account", "limited")
+    ask("sacctmgr", "-i", "add", "user", user, "account=limited")
+    limit(queued=1, running=0)
+    first = launched.start(*command)
+    facts: dict[str, object] = {"status": first.returncode, "said": first.stderr}
+    facts["at first"] = launched.states
+    limit(queued=3, running=0)
+    stop("slurmdbd")
+    try:
+        grid = launched.submit(*command)
+    finally:
+        subprocess.run(["slurmdbd"], check=True)
+    wait_until(lambda: "AssocMaxJobsLimit" in launched.told("status"))
+    wait_until(lambda: ask("sacctmgr", "-n", "list", "cluster"))
+    limit(queued=3, running=1)
+    return Story(launched.finished(), [grid], facts)
+
+
 def refused(launched: Launched) -> Story:
     """There is no such partition."""
     done = launched.start("lora.r=1", "seed=1", "hydra.launcher.partition=mian")
@@ -191,6 +233,8 @@ SCENARIOS = (
     overlapping,
     on_two_nodes,
     in_stages,
+    with_another_controller,
+    limited,
     diverging,
     refused,
 )
@@ -303,6 +347,24 @@ def test_the_closing_job_submits_what_starts_from_the_best_of_others(stories: St
     assert story.launched.states == ["done"] * 2
     [start] = {run.config.model.init_from for run in story.launched.runs} - {None}
     assert Path(str(start)).parent in [run.path for run in story.launched.runs]
+
+
+def test_the_controller_may_be_started_again_meanwhile(stories: Stories):
+    story = stories[with_another_controller].result()
+    assert len(story.jobs) == 2
+    assert attempts(story.launched.runs) == [1] * 2
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_what_a_limit_keeps_back_is_told_and_goes_on_later(stories: Stories):
+    story = stories[limited].result()
+    if not story.grids:
+        pytest.skip("needs a SLURM cluster with accounting")
+    assert story.facts["status"] == 2
+    assert "AssocMaxSubmitJobLimit" in str(story.facts["said"])
+    assert "the same command, mended, submits them" in str(story.facts["said"])
+    assert story.facts["at first"] == ["queued"] * 2
+    check_like_undisturbed(stories, story.launched.runs)
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(stories: Stories):
