@@ -40,7 +40,7 @@ def group(
 
 def write_texts(run: RunFolder, text: str, number: int = 1) -> None:
     """Texts that a run wrote; their sources are alike but for a number, the first as it is."""
-    run.texts_file.parent.mkdir(parents=True)
+    run.texts_file.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         {"source": text if not n else f"{text} {n}", "output": text, "references": [text]}
         for n in range(number)

@@ -121,15 +121,23 @@ def test_500_runs_are_less_than_5_megabytes(
     monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of files
     for number in range(125):
         pages.group(store, f"g{number}", (0.7, 0.8, 0.75, 0.9), curve=200, train__lr=number + 1.0)
-    for run in (store.outputs / "runs").iterdir():
-        text = " ".join(f"{run.name[-12:]}-{n}" for n in range(100))
-        pages.write_texts(RunFolder(run), text[:300], number=20)
+    runs = [RunFolder(path) for path in (store.outputs / "runs").iterdir()]
+    for run in runs:
+        run.log.write_text("".join(f"step {n} loss {1 / (n + 1):.4f}\n" for n in range(200)))
+        pages.write_texts(run, "The name of it is what it is. " * 10, number=20)
     html = page(store, capsys)
     shown = data(html)
     assert len(shown["runs"]) == 500
     assert all(run["details"] for run in shown["runs"])
     assert shown["left_out"] is None
     assert len(html.encode()) < 5_000_000
+    for run in runs:  # each about something else, in letters that take six bytes
+        pages.write_texts(run, f"{run.name} " + "\u4e00" * 1000, number=20)
+    html = page(store, capsys)
+    assert len(html.encode()) < 5_000_000
+    told = re.search(r"here for (\d+) of 500 runs", data(html)["left_out"])
+    assert told
+    assert 0 < int(told[1]) == sum(run["details"] is not None for run in data(html)["runs"])
 
 
 def test_nothing_heavy_is_imported() -> None:

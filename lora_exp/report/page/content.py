@@ -28,6 +28,8 @@ POINTS = 60
 ALL_POINTS = 40_000
 """About as many points all curves of a page have."""
 FEWEST_POINTS = 8
+ROOM = 3_000_000
+"""Characters that their logs and texts have together, about."""
 LOG_BYTES = 2000
 """Of the end of a log."""
 TEXTS = 6
@@ -293,20 +295,26 @@ def _table(table: Table) -> TableShown:
 
 def _add_details(shown: Content, groups: Sequence[Group], numbers: Mapping[str, int]) -> None:
     """Of as many runs as the page has room for; what is left out is said."""
-    chosen = _chosen(groups)
-    configs = [described.configured(run) for run in chosen]
-    origins = [_origin(run) for run in chosen]
-    shown.config, shown.origin = _usual(configs), _usual(origins)
+    configs, origins, found = [], [], []
     known: dict[str, int] = {}
-    for run, config, origin in zip(chosen, configs, origins, strict=True):
-        log, cut = _log(run)
-        texts, further = _texts(run, shown.sources, known)
-        shown.runs[numbers[run.name]].details = Details(
-            _unlike(config, shown.config), _unlike(origin, shown.origin), log, cut, texts, further
-        )
-    if len(chosen) < len(numbers):
+    room = ROOM
+    for run in _chosen(groups):
+        if room <= 0:
+            break
+        first = len(shown.sources)
+        details = Details({}, {}, *_log(run), *_texts(run, shown.sources, known))
+        room -= len(json.dumps([vars(details), *map(vars, shown.sources[first:])]))
+        configs.append(described.configured(run))
+        origins.append(_origin(run))
+        found.append((run, details))
+    shown.config, shown.origin = _usual(configs), _usual(origins)
+    for (run, details), config, origin in zip(found, configs, origins, strict=True):
+        details.config = _unlike(config, shown.config)
+        details.origin = _unlike(origin, shown.origin)
+        shown.runs[numbers[run.name]].details = details
+    if len(found) < len(numbers):
         shown.left_out = (
-            f"Config, origin, log and texts are here for {len(chosen):,} of {count(len(numbers))}: "
+            f"Config, origin, log and texts are here for {len(found):,} of {count(len(numbers))}: "
             "those that failed or go on, then the first seeds of each group. A FILTER narrows the "
             "page; show RUN and logs RUN tell of any run."
         )
