@@ -112,6 +112,7 @@ def _rank(group: Group, metric: str) -> float:
 
 def _post(address: str, text: str) -> None:
     problems: list[str] = []
+    silence = f"no answer for {SECONDS:g} s"
 
     def send() -> None:
         try:
@@ -119,6 +120,8 @@ def _post(address: str, text: str) -> None:
             request = Request(address, body, {"Content-Type": "application/json"})
             with urlopen(request, timeout=SECONDS):
                 pass
+        except TimeoutError:
+            problems.append(silence)
         except HTTPError as error:
             problems.append(f"HTTP status {error.code}")
         except URLError as error:
@@ -131,7 +134,7 @@ def _post(address: str, text: str) -> None:
     thread.start()
     thread.join(SECONDS)
     if thread.is_alive():
-        problems.append(f"no answer for {SECONDS:g} s")
+        problems.append(silence)
     for problem in problems:
         log.warning("%s did not take the message: %s.", WEBHOOK, problem)
 
