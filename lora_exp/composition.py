@@ -9,6 +9,7 @@ only a sweep and how the cluster is asked.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra._internal import hydra as internal
@@ -17,6 +18,7 @@ from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,9 +46,32 @@ class GuardedLoader(ConfigLoaderImpl):
             UserError: for a config that names code.
         """
         self._check_choices(overrides)
-        config = super().load_configuration(config_name, overrides, *arguments, **options)
+        try:
+            config = super().load_configuration(config_name, overrides, *arguments, **options)
+        except (UnicodeDecodeError, OSError) as error:
+            if isinstance(error, HydraException):
+                raise
+            raise UserError(f"{self._culprit(error)}: no config ({error}).") from error
+        except RecursionError as error:
+            raise UserError(
+                "The defaults of config files choose each other in a circle."
+            ) from error
         _check(OmegaConf.to_container(config.hydra))
         return config
+
+    def _culprit(self, error: Exception) -> str:
+        """The file that cannot be loaded: Hydra does not say."""
+        for source in self.get_sources():
+            if source.scheme() == "file":
+                for file in sorted(Path(source.path).rglob("*.yaml")):
+                    try:
+                        OmegaConf.load(file)
+                    except type(error) as one:
+                        if str(one) == str(error):
+                            return str(file)
+                    except Exception:  # of a file that nobody has chosen
+                        continue
+        return "A config file"
 
     def _check_choices(self, overrides: list[str]) -> None:
         """See that where a file is to be chosen, the name of one is given."""

@@ -132,7 +132,7 @@ def _repo(task: TaskConfig) -> str:
     if task.hub is None:
         raise UserError(f"task {task.name} has no data: give task.data_dir=DIR or task.hub=ID.")
     # The libraries would take other words for folders here or for file formats.
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", task.hub) or Path(task.hub).exists():
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", task.hub) or Path(task.hub).exists():
         raise UserError(
             f"task.hub={task.hub}: not a data set's id on the hub, which is ORGANISATION/NAME; "
             "a folder on this machine is task.data_dir=DIR."

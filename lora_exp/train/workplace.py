@@ -20,7 +20,7 @@ from lora_exp.models import Backbone
 from lora_exp.runs.config import Config, ModelConfig, TaskConfig
 from lora_exp.tasks import GenerationData, TaskData, pairs
 from lora_exp.tasks.metrics import choose_metrics
-from lora_exp.train.device import make_deterministic
+from lora_exp.train.device import is_out_of_memory, make_deterministic
 from lora_exp.train.dropout import again
 from lora_exp.train.encoding import Sequences, encode
 from lora_exp.train.families import family_of, make_flat
@@ -69,8 +69,13 @@ class Workplace:
                 methods.attach(backbone, config)
                 _check_room(config, backbone)
                 init_from.start(backbone, config)
-            except BaseException:
+            except BaseException as error:
                 hopeless.set()
+                if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                    raise UserError(
+                        f"method={config.method}: the model and what is trained of it do not fit "
+                        "into memory. Choose a smaller model, rank, size or length."
+                    ) from error
                 raise
             splits = encoding.result()
         longest = min(config.train.max_length, backbone.longest)
