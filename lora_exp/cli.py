@@ -96,9 +96,10 @@ def _verb() -> None:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer has to say of the arguments
+        tell = getattr(error, "format_message", None)  # of what typer says of the arguments
+        if tell is None:
             raise
-        told = error.format_message().rstrip(".")
+        told = tell().rstrip(".")
         raise UserError(f"{told}. See: python -m lora_exp {sys.argv[1]} --help") from error
     if status:
         raise SystemExit(status)
