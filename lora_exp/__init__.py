@@ -34,6 +34,6 @@ def load(
         lora_exp.errors.UserError: if there is no such run, it is not done, or its backbone cannot
             be found or is another one.
     """
-    from lora_exp import restored
+    from lora_exp.finished import restored
 
     return restored.load(run, outputs=outputs, backbone=backbone, merge=merge)

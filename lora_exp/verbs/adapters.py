@@ -20,7 +20,7 @@ def export(
     outputs: Outputs = Path("outputs"),
 ) -> None:
     """Write what a run trained for other software."""
-    from lora_exp.exchange import export
+    from lora_exp.finished.exchange import export
 
     typer.echo(export(outputs, run, to, out.expanduser(), backbone))
 
@@ -39,7 +39,7 @@ def import_(
     outputs: Annotated[Path, typer.Option(hidden=True)] = Path("outputs"),
 ) -> None:
     """Write an adapter of other software as those of runs are: model.init_from and PEFT open it."""
-    from lora_exp.exchange import take_in
+    from lora_exp.finished.exchange import take_in
     from lora_exp.runs.config import CONF
 
     options = {"alpha": alpha, "slices": slices.split(","), "any_backbone": any_backbone}

@@ -12,8 +12,8 @@ from lora_exp.verbs.arguments import Outputs, Run
 
 def card(run: Run, outputs: Outputs = Path("outputs")) -> None:
     """Write a model card, README.md, beside a run's adapter."""
-    from lora_exp.card import write
     from lora_exp.console import shown
+    from lora_exp.finished.card import write
 
     typer.echo(shown(write(outputs, run)))
 
@@ -27,6 +27,6 @@ def push(
     outputs: Outputs = Path("outputs"),
 ) -> None:
     """Put a run's adapter and its card on the Hugging Face hub."""
-    from lora_exp.publication import push
+    from lora_exp.finished.publication import push
 
     typer.echo(push(outputs, run, repo, private=private))

@@ -28,6 +28,6 @@ def predict(
     outputs: Outputs = Path("outputs"),
 ) -> None:
     """What a run says of new data: labels and probabilities, numbers, or texts."""
-    from lora_exp.new_data import predict
+    from lora_exp.finished.new_data import predict
 
     typer.echo(predict(outputs, run, source.expanduser(), target.expanduser(), backbone))

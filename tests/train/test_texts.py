@@ -111,7 +111,7 @@ def test_texts_are_those_of_the_exported_model(
     """That is, of the best step, which was not the last."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lora_exp.exchange import export
+    from lora_exp.finished.exchange import export
 
     outputs, _ = finished
     said = export(outputs, forked.folder_of(outputs).name, "merged", tmp_path / "merged")
@@ -141,7 +141,7 @@ def test_peft_opens_the_adapter(finished: tuple[Path, forked.Ended], tmp_path: P
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from lora_exp.exchange import export
+    from lora_exp.finished.exchange import export
 
     folder = forked.folder_of(finished[0])
     export(finished[0], folder.name, "merged", tmp_path / "merged")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from lora_exp.errors import UserError, nearest
-from lora_exp.restored import finished, outputs_of, restore
+from lora_exp.finished.restored import finished, outputs_of, restore
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, ModelConfig
 from lora_exp.runs.folder import RunFolder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp import console
 from lora_exp.errors import UserError, nearest
-from lora_exp.restored import finished, restore
+from lora_exp.finished.restored import finished, restore
 from lora_exp.runs import files
 from lora_exp.runs.predictions import DIGITS
 from lora_exp.tasks import tables

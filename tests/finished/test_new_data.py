@@ -14,8 +14,8 @@ import pytest
 from learned import CLASSES, PAIRS, ROWS, Learned
 from pyarrow import parquet
 
-from lora_exp import new_data
 from lora_exp.errors import UserError
+from lora_exp.finished import new_data
 from lora_exp.runs import predictions
 from lora_exp.tasks import tables
 from lora_exp.tasks.answered import encoded

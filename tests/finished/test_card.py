@@ -18,7 +18,7 @@ from learned import Learned
 from transformers import AutoModelForSequenceClassification
 
 import lora_exp
-from lora_exp import card
+from lora_exp.finished import card
 from lora_exp.runs import files
 from lora_exp.runs.folder import RunFolder
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from lora_exp.errors import UserError
+from lora_exp.finished.restored import finished
 from lora_exp.report.units import DECIMALS, base, in_percent, scale
-from lora_exp.restored import finished
 from lora_exp.runs import files
 from lora_exp.runs.config import Config, ModelConfig
 from lora_exp.runs.folder import RunFolder

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lora_exp import card, hub
+from lora_exp import hub
 from lora_exp.errors import UserError
-from lora_exp.restored import finished
+from lora_exp.finished import card
+from lora_exp.finished.restored import finished
 
 PUSHED = [card.CARD, "adapter_*"]
 

@@ -1,0 +1,1 @@
+"""What is done with a finished run: using it, taking it elsewhere, publishing it."""
