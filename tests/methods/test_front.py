@@ -239,6 +239,22 @@ def test_peft_writes_the_same_text(architecture: str, method: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_stands_in_front_is_made_once_for_a_batch_of_texts(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_writer(tmp_path, ["the cats near the river sleep ."])
+    backbone = loaded(ModelConfig(str(folder)), None)
+    methods.attach(backbone, config_of(folder, method, **SHORT[method]))
+    backbone.model.set_attn_implementation("sdpa")
+    front: Any = getattr(backbone.model.base_model, method)
+    made, calls = front.made, []
+    monkeypatch.setattr(front, "made", lambda: calls.append(1) or made())
+    options = Decoding(beam_size=2, max_new_tokens=5, min_length=5, no_repeat_ngram=0, eos_ids=(0,))
+    decode(backbone.model, [[5, 9, 4], [7, 6], [11, 4]], options, batch_size=2)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_starts_from_a_folder_of_the_same_length(
     method: str, tiny: Path, tmp_path: Path
 ) -> None:

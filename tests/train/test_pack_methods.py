@@ -16,8 +16,15 @@ import torch
 from packs import losses, nan_at, outcome, queue, recipe, train, train_in_child
 from safetensors.torch import load_file
 from tiny import save
+from writers import config, without_java
 
-from lora_exp.runs.config import AdapterConfig, Config, PrefixConfig, PromptConfig
+from lora_exp.runs.config import (
+    AdapterConfig,
+    Config,
+    DecodingConfig,
+    PrefixConfig,
+    PromptConfig,
+)
 from lora_exp.runs.folder import RunFolder
 
 METHODS = ["adapter", "bitfit", "prefix", "prompt"]
@@ -44,11 +51,15 @@ def mixed(method: str, model: Path, outputs: Path, **more: Any) -> list[Config]:
     return [recipe(model, outputs, method=method, **one, **size, **more) for one, size in both]
 
 
-def assert_equal_to_solo(together: list[Config], alone: list[Config], steps: int) -> None:
-    size = len(together)
-    assert set(train(together, size).values()) == {"done"}
+def train_and_compare(together: list[Config], alone: list[Config], steps: int) -> None:
+    """Train the runs as one pack, and each alone; they are to have done the same."""
+    assert set(train(together, len(together)).values()) == {"done"}
     assert set(train(alone, 1).values()) == {"done"}
-    for packed, solo in zip(queue(together, size), queue(alone, 1), strict=True):
+    compare(together, alone, steps)
+
+
+def compare(together: list[Config], alone: list[Config], steps: int) -> None:
+    for packed, solo in zip(queue(together, len(together)), queue(alone, 1), strict=True):
         assert packed.name == solo.name
         assert RunFolder(packed).status["pack"] is not None
         assert len(losses(packed)) == steps
@@ -67,7 +78,7 @@ def test_each_run_equals_its_solo_run(method: str, architecture: str, tmp_path: 
     together, alone = (
         mixed(method, model, tmp_path / name, max_steps=10) for name in ("together", "alone")
     )
-    assert_equal_to_solo(together, alone, 10)
+    train_and_compare(together, alone, 10)
 
 
 @pytest.mark.parametrize("kind", ["pfeiffer", "lin"])
@@ -78,7 +89,7 @@ def test_other_kinds_of_adapters(kind: str, architecture: str, tmp_path: Path) -
         return [replace(one, adapter=replace(one.adapter, kind=kind)) for one in made]
 
     model = save(tmp_path / "model", architecture)
-    assert_equal_to_solo(runs(tmp_path / "together"), runs(tmp_path / "alone"), 5)
+    train_and_compare(runs(tmp_path / "together"), runs(tmp_path / "alone"), 5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -226,10 +237,31 @@ def test_bf16(method: str, architecture: str, tmp_path: Path) -> None:
         for name in ("together", "alone")
     )
     assert set(train(together, 2).values()) == {"done"}
-    for config in alone:  # each in a process of its own
-        assert train_in_child([config], 1) == 0
+    for one in alone:  # each in a process of its own
+        assert train_in_child([one], 1) == 0
     for packed, solo in zip(queue(together, 2), queue(alone, 1), strict=True):
         assert losses(packed) == pytest.approx(losses(solo), rel=5e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_that_write(method: str, writer: Path, data: Path, tmp_path: Path) -> None:
+    few = DecodingConfig(examples=5, beam_size=2, max_new_tokens=6, min_length=3, batch_size=3)
+    given = {"method": method, "max_length": 100, "lr": 3e-2, "decoding": few}
+
+    def runs(outputs: Path) -> list[Config]:
+        return [
+            config(writer, data, outputs, seed=seed, **given, **size)
+            for seed, size in enumerate(SIZES[method][:2])
+        ]
+
+    together, alone = runs(tmp_path / "together"), runs(tmp_path / "alone")
+    assert train_in_child(together, 2, without_java) == 0
+    assert train_in_child(alone, 1, without_java) == 0
+    compare(together, alone, 6)
+    for packed, solo in zip(queue(together, 2), queue(alone, 1), strict=True):
+        texts, expected = (list(RunFolder(path).texts()) for path in (packed, solo))
+        assert len(texts) == 5
+        assert texts == expected
 
 
 def test_an_architecture_that_is_padded_trains_alone(tmp_path: Path) -> None:
