@@ -99,7 +99,7 @@ class Grid:
             value = files.read_json(self.path / "grid.json")
         except (ValueError, RecursionError):
             return {}
-        return value if is_grid(value) else {}
+        return value if value is not None and is_grid(value) else {}
 
     @property
     def runs(self) -> list[RunFolder]:
