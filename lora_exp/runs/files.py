@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,16 @@ def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
     """
     data = hidden(content).encode() if isinstance(content, str) else content
     temporary = path.with_name(path.name + TEMPORARY)
-    temporary.write_bytes(data)
-    if durable:
-        commit(temporary, path)
-    else:
-        temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        if durable:
+            commit(temporary, path)
+        else:
+            temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()  # where the disk is full, it is in the way
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -42,6 +47,20 @@ def commit(temporary: Path, path: Path) -> None:
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)
+
+
+@contextmanager
+def told(place: Path) -> Iterator[None]:
+    """What cannot be written within is the user's to mend: in `place`, or in a file that is named.
+
+    Raises:
+        UserError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where, what = error.filename or place, error.strerror or error
+        raise UserError(f"{where}: cannot be written to ({what}).") from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -201,13 +201,14 @@ class RunFolder:
         self.fence()
         files.write_json(self.path / "result.json", result)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
-        self.set_status("done", **details)
+        with suppress(OSError):  # `settle` does what cannot be done now
+            self.set_status("done", **details)
 
     def settle(self) -> None:
-        """Do what is left to do if a process was killed right after it wrote the result."""
+        """Do what is left to do if a process got no further than to write the result."""
         written = self._read("status.json") or {}
-        if self.result is not None and written.get("state") != "done":
-            with suppress(UserError), self.lock():  # or that process is just about to
+        if self.result is not None and (written.get("state") != "done" or self.checkpoint.exists()):
+            with suppress(UserError, OSError), self.lock():  # or that process is just about to
                 files.remove_temporaries(self.path)
                 shutil.rmtree(self.checkpoint, ignore_errors=True)
                 files.write_json(self.path / "status.json", written | {"state": "done"})

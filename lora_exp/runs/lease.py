@@ -16,7 +16,7 @@ from typing import IO
 from uuid import uuid4
 
 from lora_exp.errors import UserError
-from lora_exp.runs.files import TEMPORARY
+from lora_exp.runs import files
 
 LOCK = "lock"
 RENEW_SECONDS = 10.0
@@ -119,11 +119,9 @@ def hold(folder: Path) -> Iterator[Lease]:
         UserError: if nothing can be written there.
     """
     here = Owner.here()
-    try:
+    with files.told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a")
-    except OSError as error:
-        raise _not_writable(folder, error) from error
     with file:
         epoch, former = _newest(folder)
         if former is not None and here.replaces(former):
@@ -167,10 +165,6 @@ def _opened(lock: Path) -> IO[str]:
         return lock.open("a")
     except OSError:
         return lock.open()
-
-
-def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder.parent}: cannot be written to ({error.strerror}).")
 
 
 class _Renewal(threading.Thread):
@@ -249,26 +243,33 @@ def _claim(folder: Path, epoch: int) -> Lease:
         UserError: if nothing can be written there.
     """
     file, owner = folder / str(epoch), json.dumps(asdict(Owner.here()))
-    whole = folder / f"{uuid4().hex}{TEMPORARY}"
+    whole = folder / f"{uuid4().hex}{files.TEMPORARY}"
     try:
-        whole.write_text(owner)
-        try:
-            os.link(whole, file)  # whoever dies meanwhile leaves no half of it
-        except (FileExistsError, FileNotFoundError):
-            raise
-        except OSError:  # a file system without links
-            with file.open("x") as new:
-                new.write(owner)
-        for path in folder.iterdir():  # also of those who died before they could
-            if path.suffix == TEMPORARY or (path.name.isdecimal() and int(path.name) < epoch):
-                path.unlink(missing_ok=True)
-    except (FileExistsError, FileNotFoundError):
-        raise RunBusy("another process, which was quicker") from None
-    except OSError as error:
-        raise _not_writable(folder, error) from error
+        with files.told(folder):
+            try:
+                whole.write_text(owner)
+                _name(whole, file)
+                for path in folder.iterdir():  # also what is left of those who died before this
+                    old = path.name.isdecimal() and int(path.name) < epoch
+                    if old or path.suffix == files.TEMPORARY:
+                        path.unlink(missing_ok=True)
+            except (FileExistsError, FileNotFoundError):
+                raise RunBusy("another process, which was quicker") from None
     finally:
-        whole.unlink(missing_ok=True)
+        with suppress(OSError):
+            whole.unlink()
     return Lease(folder, epoch)
+
+
+def _name(whole: Path, file: Path) -> None:
+    """Give a file another name, unless there is one: who dies meanwhile leaves no half of it."""
+    try:
+        os.link(whole, file)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without links
+        with file.open("x") as new:
+            new.write(whole.read_text())
 
 
 def _is_stale(folder: Path, epoch: int) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,16 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     name = f"{serial:06d}-step-{step:08d}"
     temporary = folder / f"{name}{files.TEMPORARY}"
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, temporary, metadata={"state": json.dumps(state)})
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        save_file(on_cpu, temporary, metadata={"state": json.dumps(state)})
+        temporary.chmod(mode)  # safetensors makes it readable for its user alone
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)  # where the disk is full, it is in the way
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(temporary)) from error
     files.commit(temporary, folder / f"{name}-{_digest(temporary)}.safetensors")
     for old in before[GENERATIONS - 1 :]:
         old.unlink()
@@ -45,17 +56,32 @@ def load(
     folder: Path, together: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and state of the newest generation that is whole, or of that of a given moment; None
-    where there is none."""
+    where there is none.
+
+    Raises:
+        OSError: if there may be one, and it cannot be read at this moment.
+    """
+    unread: OSError | None = None
     for path in generations(folder):
-        if (state := _state(path)) is not None and together in (None, state["together"]):
-            return load_file(path), state
+        try:
+            if (state := _state(path)) is not None and together in (None, state["together"]):
+                return load_file(path), state
+        except OSError as error:
+            log.warning("%s cannot be read (%s) and is left out.", path, error.strerror)
+            unread = unread or OSError(error.errno, error.strerror, str(path))
+    if unread is not None:
+        raise unread
     return None
 
 
 def moments(folder: Path) -> list[str]:
     """The moments (`Progress.together`) of the generations that are whole, newest first."""
-    found = [_state(path) for path in generations(folder)]
-    return [state["together"] for state in found if state is not None and state["together"]]
+    found = []
+    for path in generations(folder):
+        with suppress(OSError):
+            if (state := _state(path)) is not None and state["together"]:
+                found.append(state["together"])
+    return found
 
 
 def _state(path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp import console
 from lora_exp.errors import RunFailed, UserError
+from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder, check_writable
 from lora_exp.runs.lease import Fenced
@@ -112,7 +113,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
         gpu=device_name(device),
         content=found.content,
     )
-    with ExitStack() as stack:
+    with files.told(folder.path), ExitStack() as stack:
         if others.first:
             stack.enter_context(folder.lock())
             if folder.result is not None and not config.rerun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -126,7 +127,8 @@ class _Shift:
                     self.source.ended(path, ended)
                     continue
                 stack.enter_context(console.also_to(folder.log, logger))
-                config = folder.config
+                # It may have been moved since it was queued.
+                config = replace(folder.config, outputs=str(folder.path.parent.parent))
                 backbone, data = self.workplace.prepare(config)
                 run = member(config, folder, self.workplace, backbone, data, name, None)
             except RunBusy:
