@@ -32,10 +32,18 @@ def _no_bf16() -> bool:
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def _cannot_mount() -> bool:
+    from integration.storage import can_mount
+
+    return not can_mount()
+
+
 # The reasons (as they begin) for which a test may be skipped in CI, and what must be true then.
 EXPLAINED: dict[str, Callable[[], bool]] = {
     "needs a CUDA device": _no_cuda,
     "needs a CPU with bf16": _no_bf16,
+    "needs root": lambda: os.geteuid() != 0,
+    "needs the right to mount": _cannot_mount,
     "../shared": lambda: not SHARED.exists(),
     "needs LaTeX": lambda: shutil.which("pdflatex") is None,
     "needs Java": lambda: shutil.which("java") is None,

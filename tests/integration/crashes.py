@@ -63,7 +63,8 @@ def note_operations(below: Path, then: Callable[[int, str], None]) -> None:
 
     Args:
         below: the folder.
-        then: gets the number of the operation, from 1, and a description.
+        then: gets the number of the operation, from 1, and a description. What it raises, the
+            operation raises.
     """
     start, count = f"{below}/", 0
 
@@ -75,6 +76,13 @@ def note_operations(below: Path, then: Callable[[int, str], None]) -> None:
                 count += 1
                 then(count, f"{event} {path.removeprefix(start)}")
 
+    synchronise = os.fsync
+
+    def fsync(descriptor: int) -> None:  # which Python does not tell of
+        sys.audit("os.fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        synchronise(descriptor)
+
+    os.fsync = fsync
     sys.addaudithook(note)
 
 
