@@ -162,9 +162,9 @@ def table(runs: Sequence[RunFolder]) -> dict[str, Any]:
     return {run.name: json.dumps((run.result or {})["metrics"]) for run in runs}
 
 
-def stop(daemon: str) -> None:
-    """End a daemon of the cluster, as its administrator does: `slurmctld`, `slurmdbd`."""
+def stop(daemon: str, number: signal.Signals = signal.SIGTERM) -> None:
+    """End a daemon of the cluster: `slurmctld`, `slurmdbd`, `slurmd.n1`."""
     file = Path(os.environ["SLURM_CONF"]).with_name(f"{daemon}.pid")
     process = int(file.read_text())
-    kill([process], signal.SIGTERM)
+    kill([process], number)
     wait_until(lambda: not Path(f"/proc/{process}").exists())

@@ -177,7 +177,7 @@ class Run:
         """Dropout is a function of seed and step: a resumed run draws what it would have drawn."""
         others = [self.ranks.rank] if self.ranks.rank else []
         seed = np.random.SeedSequence([self.config.seed, step, number, *others])
-        return int(seed.generate_state(1, np.uint64)[0] >> 1)
+        return int(seed.generate_state(1, np.uint64)[0]) >> 1
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Of training: `plain_loss` with label smoothing."""

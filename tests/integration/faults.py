@@ -99,7 +99,7 @@ class Faults:
             "process killed": self._kill_one,
             "job killed": self._kill_all,
             "job requeued": lambda: self._ask_of_a_job("scontrol", "requeue"),
-            "job warned": lambda: self._ask_of_a_job("scancel", "--signal=USR2", "--full"),
+            "job warned": lambda: self._ask_of_a_job("scancel", "--signal=USR2"),
             "slurmd": lambda: self._stop(f"slurmd.{self._chance.choice(NODES)}", 20),
             "slurmctld": lambda: self._stop("slurmctld", 4),
             "slurmdbd": lambda: self._stop("slurmdbd", 20),
@@ -116,13 +116,17 @@ class Faults:
                 program, _, node = daemon.partition(".")
                 subprocess.run([program, *(["-N", node] if node else [])], check=True)
                 del self._down[daemon]
+        # SLURM takes a node away whose processes it could not end in time.
+        for node in _answer("sinfo", "-h", "-N", "-p", "main", "-t", "drain", "-o", "%N") or []:
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"])
 
     def _stop(self, daemon: str, seconds: float) -> bool:
         from slurm_jobs import stop
 
         if daemon in self._down:
             return False
-        stop(daemon)
+        crash = daemon.startswith("slurmd.")
+        stop(daemon, signal.SIGKILL if crash else signal.SIGTERM)
         self._down[daemon] = time.monotonic() + self._chance.uniform(1, seconds)
         return True
 
