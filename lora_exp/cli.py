@@ -16,26 +16,6 @@ from lora_exp.runs.secrets import hidden
 if TYPE_CHECKING:
     from lora_exp.runs.config import Config
 
-VERBS = (
-    "plan",
-    "status",
-    "show",
-    "logs",
-    "report",
-    "compare",
-    "cancel",
-    "retry",
-    "rerun",
-    "clean",
-    "sync",
-    "dashboard",
-    "predict",
-    "export",
-    "import",
-    "card",
-    "push",
-    "completion",
-)
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -49,7 +29,7 @@ def main() -> None:
     if verb == "plan":
         guarded(_plan)
     else:
-        guarded(_verb if verb in VERBS else _run_or_compose)
+        guarded(_verb if verb in console.VERBS else _run_or_compose)
 
 
 def guarded(action: Callable[[], object]) -> None:
@@ -129,7 +109,7 @@ def _run_or_compose() -> None:
     ConfigStore.instance().store(name="schema", node=schema())
     composition.guard()
     try:
-        with explained(CONF, VERBS):
+        with explained():
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
     except ValueError as error:
         if HydraConfig.initialized():
@@ -186,7 +166,7 @@ def _job(values: object) -> float:
             leave(2, error)
         console.log.error("%s: %s", " ".join(overrides), error)  # the other points go on
         raise
-    show_result(result)
+    console.show_result(result)
     return main_metric(result)
 
 
@@ -199,7 +179,7 @@ def config_of(values: object) -> Config:
     from lora_exp.explain import explained
     from lora_exp.runs.values import from_mapping
 
-    with explained(CONF, VERBS):
+    with explained():
         return from_mapping(values)
 
 
@@ -219,24 +199,6 @@ def advice(config: Config, overrides: Sequence[str]) -> str | None:
             f"give train.lr=... for {config.method}."
         )
     return None
-
-
-def show_result(result: dict[str, Any]) -> None:
-    """A table of a run's result, for the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False)
-    for name, value in result["metrics"].items():
-        if not name.startswith("loss"):
-            table.add_row(name, f"{value:.4f}")
-    table.add_row("best epoch", f"{result['best_epoch']:g}")
-    table.add_row("trained parameters", f"{result['trainable_parameters']:,}")
-    table.add_row("training time", f"{result['train_seconds']:.1f} s")
-    if "sources_per_second" in result:
-        table.add_row("generating", f"{result['sources_per_second']:g} sources/s")
-    table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB")
-    Console().print(table)
 
 
 _planning = False

@@ -9,10 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+from lora_exp.console import VERBS
 from lora_exp.errors import UserError, nearest
 from lora_exp.runs.config import CONF
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 BASH = r"""
 _lora_exp() {
@@ -83,12 +88,12 @@ def script(shell: str) -> str:
     return SHELLS[shell].strip()
 
 
-def candidates(line: str, verbs: tuple[str, ...]) -> list[str]:
+def candidates(line: str, app: Typer) -> list[str]:
     """What the last word of a command line may become; nothing where that is a file.
 
     Args:
         line: up to the cursor, the program's name included.
-        verbs: of the command line.
+        app: the verbs.
     """
     try:
         words = shlex.split(line)
@@ -99,19 +104,17 @@ def candidates(line: str, verbs: tuple[str, ...]) -> list[str]:
     begin = 3 if Path(words[0]).name.startswith("python") else 1
     *before, current = words[begin:] or [""]
     first = next(iter(before), None)
-    if first in verbs and first != "plan":
-        found = _of_verb(before, current)
+    if first in VERBS and first != "plan":
+        found = _of_verb(app, before, current)
     else:
         found = [*_choices(current), *_overrides(before[first == "plan" :], current)]
-        found += () if before else verbs
+        found += () if before else VERBS
     return sorted({one for one in found if one.startswith(current) and one != current})
 
 
-def _of_verb(before: list[str], current: str) -> list[str]:
+def _of_verb(app: Typer, before: list[str], current: str) -> list[str]:
     """Options of a verb, and names of runs."""
     from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
-
-    from lora_exp.verbs import app
 
     completion_init()
     given = {

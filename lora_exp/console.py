@@ -1,4 +1,5 @@
-"""What the user sees while a run goes on: lines, and a progress bar where there is a terminal."""
+"""What the user may say and what he sees: lines, a progress bar where there is a terminal, a
+result."""
 
 from __future__ import annotations
 
@@ -19,10 +20,32 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from lora_exp.runs.bounds import printable
 from lora_exp.runs.secrets import hidden
 
+VERBS = (
+    "plan",
+    "status",
+    "show",
+    "logs",
+    "report",
+    "compare",
+    "cancel",
+    "retry",
+    "rerun",
+    "clean",
+    "sync",
+    "dashboard",
+    "predict",
+    "export",
+    "import",
+    "card",
+    "push",
+    "completion",
+)
+"""What the first word of a command may be, if it is no override."""
 console = Console(stderr=True, highlight=False)
 console.soft_wrap = not console.is_terminal  # lines for people fit the terminal; others stay whole
 log = logging.getLogger("lora_exp")
@@ -115,3 +138,18 @@ def progress() -> Progress:
         auto_refresh=False,
         disable=not console.is_terminal,
     )
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """A table of a run's result, for the terminal."""
+    table = Table(box=None, show_header=False)
+    for name, value in result["metrics"].items():
+        if not name.startswith("loss"):
+            table.add_row(name, f"{value:.4f}")
+    table.add_row("best epoch", f"{result['best_epoch']:g}")
+    table.add_row("trained parameters", f"{result['trainable_parameters']:,}")
+    table.add_row("training time", f"{result['train_seconds']:.1f} s")
+    if "sources_per_second" in result:
+        table.add_row("generating", f"{result['sources_per_second']:g} sources/s")
+    table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    Console().print(table)

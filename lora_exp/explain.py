@@ -6,45 +6,39 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from lora_exp.console import VERBS
 from lora_exp.errors import UserError, nearest
-from lora_exp.runs.config import Config
+from lora_exp.runs.config import CONF, Config
 
 
 @contextmanager
-def explained(conf: Path, verbs: tuple[str, ...]) -> Iterator[None]:
-    """Turn what composing a config raises into a UserError; arguments as in `explain`."""
+def explained() -> Iterator[None]:
+    """Turn what composing a config raises into a UserError."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(explain(error, conf, verbs)) from error
+        raise UserError(explain(error)) from error
 
 
-def explain(error: Exception, conf: Path, verbs: tuple[str, ...]) -> str:
-    """One message for the user.
-
-    Args:
-        error: of composing a config.
-        conf: the folder of the config files.
-        verbs: that the command line knows.
-    """
+def explain(error: Exception) -> str:
+    """One message for the user, about an error of composing a config."""
     cause = error.__cause__ or error.__context__
     if isinstance(error, OmegaConfBaseException):
         cause = error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        return _unknown_choice(str(error.missing_cfg_file), error.options or [], conf)
+        return _unknown_choice(str(error.missing_cfg_file), error.options or [])
     if isinstance(error, OverrideParseException):
-        return _unreadable(error, verbs)
+        return _unreadable(error)
     if isinstance(error, YAMLError):
         return f"A config file is not valid YAML: {error}"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(error, cause, conf)
+        return _unknown_key(error, cause)
     if isinstance(cause, OmegaConfBaseException):
         problem = str(cause.msg or cause).splitlines()[0]
         return f"{_file(error)}{cause.full_key or 'config'}: {problem}."
@@ -62,18 +56,18 @@ def keys(node: Any = Config, prefix: str = "") -> Iterator[str]:
             yield prefix + spec.name
 
 
-def _unknown_choice(name: str, options: Sequence[str], conf: Path) -> str:
+def _unknown_choice(name: str, options: Sequence[str]) -> str:
     """`name` is GROUP/CHOICE; both may have slashes (lora/placement, roberta_base/mnli)."""
     depth = 2 if name.startswith(("lora/", "hydra/")) else 1
     group, choice = "/".join(name.split("/")[:depth]), "/".join(name.split("/")[depth:])
     if not choice:
-        return f"{name}: there is no such config file in {conf}."
-    folder = conf / group
+        return f"{name}: there is no such config file in {CONF}."
+    folder = CONF / group
     files = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     return f"{group}={choice}: {nearest(choice, {*files, *options}, kind='choices')}"
 
 
-def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:
+def _unreadable(error: OverrideParseException) -> str:
     given = error.override
     if "=" in given:
         key, _, value = given.partition("=")
@@ -83,22 +77,22 @@ def _unreadable(error: OverrideParseException, verbs: tuple[str, ...]) -> str:
             f"{given}: cannot be read ({problem}). Values with special characters are quoted "
             f"twice, for the shell and for Hydra: '{key}={quoted}'"
         )
-    if given in verbs:
+    if given in VERBS:
         return f"{given}: a verb stands first, before any option: python -m lora_exp {given}"
     return (
         f"{given}: neither an override (KEY=VALUE) nor a verb. "
-        f"{nearest(given, verbs, kind='verbs')}"
+        f"{nearest(given, VERBS, kind='verbs')}"
     )
 
 
-def _unknown_key(error: Exception, cause: OmegaConfBaseException, conf: Path) -> str:
+def _unknown_key(error: Exception, cause: OmegaConfBaseException) -> str:
     key = str(cause.full_key)
     if key.startswith("hydra.launcher."):
         from lora_exp.grid.slurm import unknown_setting
 
         return unknown_setting(key.removeprefix("hydra.launcher."))
-    groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
-    known = set(keys()) | {group for group in groups if not (conf / group / "config.yaml").exists()}
+    groups = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
+    known = set(keys()) | {group for group in groups if not (CONF / group / "config.yaml").exists()}
     last = key.rsplit(".", 1)[-1]
     same_name = sorted(option for option in known if option.rsplit(".", 1)[-1] == last)
     if same_name:

@@ -15,7 +15,7 @@ def completion(
 
     bash and zsh: eval "$(lora-exp completion bash)"; fish: lora-exp completion fish | source
     """
-    from lora_exp.cli import VERBS
     from lora_exp.completion import candidates, script
+    from lora_exp.verbs import app
 
-    typer.echo(script(shell) if line is None else "\n".join(candidates(line, VERBS)))
+    typer.echo(script(shell) if line is None else "\n".join(candidates(line, app)))

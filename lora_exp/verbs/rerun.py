@@ -39,7 +39,7 @@ def rerun(
     check(config)
     for line in _differences(folder):
         typer.echo(line)
-    from lora_exp.cli import show_result
+    from lora_exp.console import show_result
     from lora_exp.train.job import execute
 
     former = folder.provenance.get("overrides") or []
@@ -58,10 +58,9 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
     from hydra.core.override_parser.types import OverrideType
     from omegaconf import OmegaConf
 
-    from lora_exp.cli import VERBS
     from lora_exp.explain import explained
 
-    with explained(CONF, VERBS):
+    with explained():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         node = OmegaConf.structured(config)
         for override in parsed:

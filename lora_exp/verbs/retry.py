@@ -191,13 +191,12 @@ def _with_settings(recorded: dict[str, Any], words: Sequence[str]) -> dict[str, 
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from lora_exp.cli import VERBS
     from lora_exp.explain import explained
 
     if recorded["name"] != "slurm":
         raise UserError(f"{words[0]}: hydra/launcher={recorded['name']} has no settings.")
     launcher = OmegaConf.create(recorded)
-    with explained(CONF, VERBS):
+    with explained():
         for override in OverridesParser.create().parse_overrides(list(words)):
             key = override.key_or_group.removeprefix("hydra.launcher.")
             OmegaConf.update(launcher, key, override.value(), force_add=True)
@@ -212,11 +211,10 @@ def _composed(words: Sequence[str]) -> dict[str, Any]:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from lora_exp.cli import VERBS
     from lora_exp.explain import explained
 
     ConfigStore.instance().store(name="schema", node=schema())
-    with explained(CONF, VERBS), initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with explained(), initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         config = compose("config", overrides=list(words), return_hydra_config=True)
         settings = OmegaConf.to_container(config.hydra.launcher, resolve=True)
     assert isinstance(settings, dict)

@@ -90,7 +90,7 @@ def run_of(composed: Callable[[str], object], override: str) -> Config:
     """The run that a command with this override would train, once it is checked."""
     from lora_exp.explain import explained
 
-    with explained(cli.CONF, cli.VERBS):
+    with explained():
         values = composed(override)
     config = cli.config_of(values)
     check(config)

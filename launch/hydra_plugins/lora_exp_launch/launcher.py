@@ -73,7 +73,7 @@ class LocalLauncher(Launcher):
         from lora_exp import cli, console
         from lora_exp.explain import explained
 
-        with explained(cli.CONF, cli.VERBS):
+        with explained():
             composed = self.compose(overrides)
         config = cli.config_of(composed)
         advice = cli.advice(config, overrides)
