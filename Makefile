@@ -16,8 +16,11 @@ OFFLINE := HF_HUB_OFFLINE=1
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.demo ## one LoRA run from start to end, on this machine, offline
-	$(OFFLINE) $(VENV) -m lora_exp
+demo: .venv/.demo ## a small study from start to end, on this machine, offline, and its report page
+	$(OFFLINE) $(VENV) -m lora_exp study=demo
+	$(VENV) -m lora_exp report grid=demo
+	@$(VENV) -m lora_exp report grid=demo --html outputs/demo.html
+	@echo "Open it in a browser: file://$(CURDIR)/outputs/demo.html"
 
 test: .venv/.dev ## the tests
 	$(VENV) -m pytest -n logical --dist loadfile --no-loadscope-reorder

@@ -99,7 +99,10 @@ function logarithmic(title, values, tell) {
     }
   }
   const [min, max] = [low / 1.35, high * 1.35];
-  ticks = ticks.filter((value) => value >= min && value <= max).map((value) => ({ value }));
+  const apart = (max / min) ** 0.09; // what a label takes of the axis
+  let last = 0;
+  ticks = ticks.filter((value) => value >= Math.max(min, last * apart) && value <= max && (last = value))
+    .map((value) => ({ value }));
   return axis(title, { type: "logarithmic", min, max,
     afterBuildTicks: (scale) => { scale.ticks = ticks; },
     ticks: { callback: (value) => tell(value), autoSkip: true, autoSkipPadding: 10 } });
@@ -214,7 +217,7 @@ function drawResult({ title, x, axis: name, tell, figure }, page) {
   const values = points.map((point) => point.x);
   figure.figure.hidden = new Set(values).size < 2;
   if (figure.figure.hidden) return;
-  figure.caption.textContent = `${measured.metric} ${title}`;
+  figure.caption.textContent = title[0].toUpperCase() + title.slice(1);
   const series = [...new Set(points.map((point) => point.series))].sort();
   const datasets = [], sentences = [];
   for (const one of series) {

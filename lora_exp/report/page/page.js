@@ -66,7 +66,7 @@ function fillChoices() {
   const measures = new Map(content.rows.filter((row) => row.metric).map((row) => [`${row.task}\n${row.metric}`, row]));
   const several = new Set(content.rows.map((row) => row.task)).size > 1;
   offer($("measured"), [...measures].map(([value, row]) => [value, several ? `${row.task}, ${row.metric}` : row.metric]));
-  $("measured-label").hidden = measures.size < 2;
+  $("measured-label").hidden = measures.size === 0;
   const [task, metric] = $("measured").value.split("\n");
   page.measured = { task, metric };
   offer($("curve"), [["metric", page.metrics.length === 1 ? page.metrics[0] : "the metric"],
