@@ -110,7 +110,6 @@ def test_no_key_takes_a_wrong_value(key: str, composed: Callable[[str], object])
             run_of(composed, f"{key}={value}")
         told = str(caught.value)
         assert key.split(".")[-1] in told, f"{key}={value}: {told}"
-        assert told.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize("key", KEYS)
