@@ -7,7 +7,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,21 @@ def verb(words: str, outputs: Path) -> str:
     return f"python -m lora_exp {words}{more}"
 
 
+class _LogFile(logging.FileHandler):
+    """What there is no room for is left out: no run ends because of its log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def also_to(path: Path, logger: logging.Logger = log) -> Iterator[None]:
     """Append the log, or the part of it that goes through `logger`, to a file meanwhile."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_Kept("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     try:

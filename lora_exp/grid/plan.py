@@ -15,6 +15,7 @@ from lora_exp.grid import snapshot
 from lora_exp.grid.packs import pack_key
 from lora_exp.grid.stages import Later
 from lora_exp.init_from import is_from_best
+from lora_exp.runs import files
 from lora_exp.runs.checks import check
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder, check_writable
@@ -220,25 +221,32 @@ def freeze(plan: Plan, launcher: dict[str, Any], gpu: str | None, study: str | N
     later = [one.record for one in plan.later]
     folders = [run.folder for run in plan.runs]
     of_study = {} if study is None else {"study": study}
-    grid = Grid.create(
-        plan.outputs, plan.runs[0].config.grid, folders, launcher, **own, **of_study, later=later
-    )
-    if patch:
-        patch = taken / PATCH  # one file for all of them
-    for run in plan.to_train:
-        folder = run.folder
-        own |= {"signature": run.identity.signature, "group": run.identity.group}
-        own |= {"content": run.identity.content}
-        with suppress(RunBusy), folder.lock():
-            if folder.result is not None and run.config.rerun:
-                folder.supersede()
-            if folder.result is None:
-                config = replace(run.config, rerun=False, dry_run=False, detach=False)
-                folder.create(
-                    config, record | own | {"overrides": run.overrides}, patch, durable=False
-                )
-                queue(folder)
-    os.sync()  # once for all of them
+    with files.told(plan.outputs):
+        grid = Grid.create(
+            plan.outputs,
+            plan.runs[0].config.grid,
+            folders,
+            launcher,
+            **own,
+            **of_study,
+            later=later,
+        )
+        if patch:
+            patch = taken / PATCH  # one file for all of them
+        for run in plan.to_train:
+            folder = run.folder
+            own |= {"signature": run.identity.signature, "group": run.identity.group}
+            own |= {"content": run.identity.content}
+            with suppress(RunBusy), folder.lock():
+                if folder.result is not None and run.config.rerun:
+                    folder.supersede()
+                if folder.result is None:
+                    config = replace(run.config, rerun=False, dry_run=False, detach=False)
+                    folder.create(
+                        config, record | own | {"overrides": run.overrides}, patch, durable=False
+                    )
+                    queue(folder)
+        os.sync()  # once for all of them
     return grid
 
 

@@ -108,15 +108,16 @@ class Storage:
 
     Attributes:
         model: the tiny one.
-        whole: what a run comes to on a disk that is.
+        campaign: knows what commands come to that are left alone.
+        whole: what a run comes to.
         stopped: outputs of one that was killed in its middle, with two checkpoints.
         pages: which all files of a run fill, each of its own.
     """
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        campaign = Campaign(place)
-        self.model, self.whole = campaign.model, campaign.undisturbed("solo")
+        self.campaign = Campaign(place)
+        self.model, self.whole = self.campaign.model, self.campaign.undisturbed("solo")
         paths = (place / "solo").rglob("*")
         self.pages = sum(1 + -(-path.stat().st_size // PAGE) for path in paths)
         self.stopped = place / "stopped"

@@ -22,7 +22,7 @@ from pathlib import Path
 import forked
 import pytest
 from forked import Ended
-from integration.crashes import differences, leftovers, outcome, solo
+from integration.crashes import differences, leftovers, outcome, pack, solo
 from integration.storage import (
     PAGE,
     Storage,
@@ -35,8 +35,10 @@ from integration.storage import (
 from packs import Listed
 
 from lora_exp.runs.lease import STALE_SECONDS
+from lora_exp.runs.store import all_runs
 from lora_exp.train.work import work
 
+GOING_ON = {"queued", "running", "preempted"}
 needs_mount = pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be other users")
 
@@ -75,6 +77,23 @@ def test_a_disk_that_fails(place: float, for_good: bool, storage: Storage) -> No
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.8, 0.95])
 def test_a_disk_that_is_full(place: float, storage: Storage) -> None:
     assert storage.disk_is_full(1 + int(place * storage.pages)) == []
+
+
+@needs_mount
+def test_a_pack_on_a_disk_that_is_full(storage: Storage, tmp_path: Path) -> None:
+    """What there is no room for waits until there is some."""
+    outputs, whole = tmp_path / "outputs", storage.campaign.undisturbed("pack")
+    with file_system(outputs, 90 * PAGE):
+        ended = pack(storage.model, outputs, 0.0)
+        assert ended.status == 0, ended.output
+        assert "Traceback" not in ended.output
+        states = {run.status["state"] for run in all_runs(outputs)}
+        assert states <= GOING_ON | {"done"}
+        assert states & GOING_ON
+        remount(outputs, "size=64m")
+        assert pack(storage.model, outputs, 0.0).status == 0
+        assert [*differences(outcome(outputs), whole.outcome, exact=True)] == []
+        assert [*leftovers(outputs)] == []
 
 
 def test_a_disk_that_is_slow(storage: Storage, tmp_path: Path) -> None:
