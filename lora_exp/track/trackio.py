@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from importlib import import_module
+from threading import Lock
 
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import Line, RunInfo, flat
 from lora_exp.track.alone import alone
 
+FOLDER = "TRACKIO_DIR"
 COORDINATES = {"step", "epoch", "timestamp"}
 """Of a line in Trackio's store: what its values belong to."""
 
 
+_importing = Lock()
+
+
 def start(tracker: TrackerConfig, info: RunInfo) -> TrackioRun:
     """The run in Trackio's database."""
-    # Trackio reads it once, when it is imported.
-    os.environ.setdefault("TRACKIO_DIR", str(info.outputs.absolute() / "trackio"))
+    with _importing:
+        given = os.environ.get(FOLDER)
+        # Trackio reads it once, when it is imported; to others it says what the user has chosen.
+        os.environ[FOLDER] = given or str(info.outputs.absolute() / "trackio")
+        import_module("trackio.sqlite_storage")
+        if given is None:
+            del os.environ[FOLDER]
     return TrackioRun(tracker, info)
 
 
@@ -30,8 +40,9 @@ class TrackioRun:
 
     def __init__(self, tracker: TrackerConfig, info: RunInfo) -> None:
         from trackio.sqlite_storage import SQLiteStorage
+        from trackio.utils import TRACKIO_DIR
 
-        self._folder = Path(os.environ["TRACKIO_DIR"])
+        self._folder = TRACKIO_DIR
         self._store, self._project, self._info = SQLiteStorage, tracker.project, info
         self._config = {**dict(flat(info.config)), "_Group": info.group, "tags": list(info.tags)}
         with alone(self._folder):

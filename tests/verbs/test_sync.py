@@ -121,6 +121,14 @@ def test_offline_it_is_a_file_and_made_once(store: stores.Store) -> None:
     assert summary(stored(file))["accuracy"] == 0.8
 
 
+def test_a_store_in_outputs_is_filled_once(store: stores.Store) -> None:
+    trained(store)
+    trained(store, "failed")
+    for outcome in ("2 sent", "2 there already"):
+        status, said = called(store, "sync", "--to", "trackio")
+        assert (status, said.splitlines()[-1]) == (0, f"2 runs: {outcome}.")
+
+
 @pytest.mark.parametrize("verb", ["sync", "dashboard"])
 def test_without_a_key_one_message_says_so(store: stores.Store, verb: str) -> None:
     run = trained(store)
