@@ -42,6 +42,7 @@ from forked import Ended
 
 from lora_exp.runs.config import Config, PackConfig
 from lora_exp.runs.folder import RunFolder
+from lora_exp.runs.lease import is_held
 from lora_exp.runs.store import all_runs
 
 MOST_DEATHS = 5
@@ -286,7 +287,7 @@ def leftovers(outputs: Path) -> Iterator[str]:
             yield str(path)
     for lease in (outputs / "leases").iterdir():
         epochs = [path for path in lease.iterdir() if path.name != "lock"]
-        if [path.read_text() for path in epochs] != [""]:
+        if len(epochs) != 1 or is_held(lease):  # who dies with a result may not give it back
             yield f"{lease}: {sorted(path.name for path in epochs)}"
 
 
