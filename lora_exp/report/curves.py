@@ -39,9 +39,8 @@ def curves(group: Group, most: int) -> list[Curve]:
         training, evaluated = lines(run)
         wanted = [name for name in dict.fromkeys([group.selecting, "loss"]) if name is not None]
         for name in wanted:
-            _add(found, name, [(e, line[name]) for e, line in evaluated.items() if name in line])
-        points = [(line["epoch"], line["loss"]) for line in training if "loss" in line]
-        _add(found, TRAINING, _stretches(points, most))
+            _add(found, name, _points(evaluated.values(), name))
+        _add(found, TRAINING, _stretches(_points(training, "loss"), most))
     return [_together(name, points, most) for name, points in found.items() if points]
 
 
@@ -77,6 +76,12 @@ def evenly(values: Sequence[float], most: int) -> list[float]:
 
 Points = Iterable[tuple[float, float]]
 """Epochs and values."""
+
+
+def _points(lines: Iterable[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Those of the lines that have a number of this name: people edit."""
+    found = ((line["epoch"], line.get(name)) for line in lines)
+    return [(epoch, value) for epoch, value in found if isinstance(value, int | float)]
 
 
 def _add(found: dict[str, dict[float, list[float]]], name: str, points: Points) -> None:

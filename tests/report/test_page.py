@@ -19,9 +19,10 @@ import pages
 import pytest
 from stores import Store
 
+from lora_exp.errors import UserError
 from lora_exp.report.page import content as contents
 from lora_exp.report.page.document import SCRIPTS
-from lora_exp.report.page.server import Server, serving
+from lora_exp.report.page.server import Server, follow, serving
 from lora_exp.runs.folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -258,6 +259,22 @@ def test_runs_without_a_config_are_there_as_well(store: Store, capsys: Capture) 
     assert shown["details"]["log"] == ""
 
 
+def test_what_is_damaged_of_a_run_hides_no_other(store: Store, capsys: Capture) -> None:
+    run = pages.group(store, "a", (0.8,))[0]
+    pages.write_texts(run, "short", number=2)
+    with run.metrics_file.open("a") as metrics, run.texts_file.open("a") as texts:
+        for split in ("train", "validation"):
+            line = {"step": 9, "epoch": 9.0, "split": split, "loss": None, "accuracy": "best"}
+            metrics.write(json.dumps(line) + "\n")
+        texts.write("{")
+    pages.group(store, "b", (0.7,), train__lr=2e-3)
+    shown = data(page(store, capsys))
+    assert [len(one["curves"]) for one in shown["groups"]] == [3, 3]
+    assert all(9.0 not in curve["epochs"] for curve in shown["groups"][0]["curves"])
+    (line,) = [line for line in shown["standing"] if line.startswith(f"{run.name} has no texts")]
+    assert f"{run.texts_file}: it is damaged" in line
+
+
 def test_published_tables_are_in_the_page(store: Store, capsys: Capture) -> None:
     made = pages.group(
         store, "a", (0.8, 0.9), task__name="rte", model__name_or_path="FacebookAI/roberta-base"
@@ -317,3 +334,22 @@ def test_only_this_machine_is_answered(content: contents.Content) -> None:
         with serving(content) as other:  # the port is taken: another one
             assert other.server_port != server.server_port
             assert ask(other, "/")[0] == 200
+
+
+def test_the_page_stays_where_no_run_is_meant_any_more(
+    content: contents.Content, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_exp.report.page.server.REFRESH_SECONDS", 0.0)
+    looks = iter(
+        [UserError("None of 2 runs is meant."), UserError("None of 2 runs is meant."), None]
+    )
+
+    def look() -> contents.Content:
+        problem = next(looks)
+        raise KeyboardInterrupt if problem is None else problem
+
+    with serving(content) as server:
+        with pytest.raises(KeyboardInterrupt):
+            follow(look, server)
+        assert server.shown[0] is content
+    assert caplog.messages == ["The page stays as it is. None of 2 runs is meant."]

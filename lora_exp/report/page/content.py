@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, is_dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
+from lora_exp.errors import UserError
 from lora_exp.report import described
 from lora_exp.report.curves import Curve, curves
 from lora_exp.report.groups import Group, Summary
@@ -302,7 +303,12 @@ def _add_details(shown: Content, groups: Sequence[Group], numbers: Mapping[str, 
         if room <= 0:
             break
         first = len(shown.sources)
-        details = Details({}, {}, *_log(run), *_texts(run, shown.sources, known))
+        try:
+            texts = _texts(run, shown.sources, known)
+        except UserError as error:
+            texts = [], 0
+            shown.standing.append(f"{run.name} has no texts to show: {error}")
+        details = Details({}, {}, *_log(run), *texts)
         room -= len(json.dumps([vars(details), *map(vars, shown.sources[first:])]))
         configs.append(described.configured(run))
         origins.append(_origin(run))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from lora_exp.errors import UserError
 from lora_exp.report.page.content import Content
 from lora_exp.report.page.document import document
 
@@ -20,6 +22,8 @@ HOST, PORT = "127.0.0.1", 8417
 REFRESH_SECONDS = 2.0
 SHARE = 0.25
 """Most of the time that is spent on looking at the runs."""
+
+log = logging.getLogger("lora_exp")
 
 
 class Server(ThreadingHTTPServer):
@@ -92,9 +96,17 @@ def serving(content: Content) -> Iterator[Server]:
 
 def follow(look: Callable[[], Content], server: Server) -> None:
     """Look at the runs again and again, and show how they stand, until Ctrl-C."""
+    warned = ""
     while True:
         began = time.monotonic()
-        with suppress(OSError):  # a run was just moved away: next time
+        try:
             server.show(look())
+            warned = ""
+        except OSError:
+            pass  # a run was just moved away: next time
+        except UserError as error:  # such as that no run is meant any more; others may come
+            if (told := str(error)) != warned:
+                log.warning("The page stays as it is. %s", told)
+            warned = told
         took = time.monotonic() - began
         time.sleep(max(REFRESH_SECONDS, took / SHARE - took))
