@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
 from lora_exp.runs.bounds import printable
+from lora_exp.runs.records import RunRecord
+from lora_exp.runs.selector import STATES
 
 COLOURS = {
     "done": "green",
@@ -46,6 +49,13 @@ def _coloured(cell: str, width: int) -> str:
 def count(number: int, noun: str = "run") -> str:
     """`1 run`, `2 runs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def counted(runs: Sequence[RunRecord]) -> str:
+    """`3 runs: 2 done, 1 failed`."""
+    states = Counter(run.state for run in runs)
+    of_states = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
+    return f"{count(len(runs))}: {of_states}"
 
 
 def numbers(metrics: Mapping[str, Any]) -> str:

@@ -24,13 +24,13 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from lora_exp import console
-from lora_exp.report.groups import Group, grouped
+from lora_exp.report.groups import Group, Summary, grouped
 from lora_exp.report.pivot import spread, telling
 from lora_exp.report.units import lower_is_better
 from lora_exp.runs.grid import Grid
 from lora_exp.runs.records import Records, RunRecord
-from lora_exp.runs.selector import STATES, text_of
-from lora_exp.text import columns, count
+from lora_exp.runs.selector import text_of
+from lora_exp.text import columns, count, counted
 
 WEBHOOK, EXIT_HOOK = "LORA_EXP_WEBHOOK", "LORA_EXP_EXIT_HOOK"
 SECONDS = 10.0
@@ -66,7 +66,7 @@ def message(grid: Grid, runs: Sequence[RunRecord]) -> str:
     """What is told: how many runs ended how, the best groups of each task, the first failures."""
     study = grid.record.get("study")
     of = f" (study {study})" if study and study != grid.name else ""
-    parts = [f"lora_exp: grid {grid.name}{of} has ended. {count(len(runs))}: {_counted(runs)}."]
+    parts = [f"lora_exp: grid {grid.name}{of} has ended. {counted(runs)}."]
     if top := _top(runs):
         parts.append(f"```\n{top}\n```")
     failed = [run for run in runs if run.state == "failed"]
@@ -79,34 +79,26 @@ def message(grid: Grid, runs: Sequence[RunRecord]) -> str:
     return "\n".join(parts)
 
 
-def _counted(runs: Sequence[RunRecord]) -> str:
-    states = Counter(run.state for run in runs)
-    return ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-
-
 def _top(runs: Sequence[RunRecord]) -> str:
     """The best groups of each task, best first."""
-    tasks: dict[str, list[tuple[Group, str]]] = {}
+    tasks: dict[str, list[tuple[Group, str, Summary]]] = {}
     for group in grouped(runs):
-        if group.main_metric is not None and group.summary(group.main_metric) is not None:
-            tasks.setdefault(group.value_of("task"), []).append((group, group.main_metric))
-    groups = [group for members in tasks.values() for group, _ in members]
+        metric = group.main_metric
+        if metric is not None and (summary := group.summary(metric)) is not None:
+            tasks.setdefault(group.value_of("task"), []).append((group, metric, summary))
+    groups = [group for members in tasks.values() for group, _, _ in members]
     keys = ["task", "method"]
     keys += telling(groups, keys)
     rows = []
     for members in tasks.values():
-        members.sort(key=lambda member: _rank(*member))
-        for group, metric in members[: max(1, LINES // len(tasks))]:
-            summary = group.summary(metric)
-            assert summary is not None
+        members.sort(key=lambda member: _rank(*member[1:]))
+        for group, metric, summary in members[: max(1, LINES // len(tasks))]:
             labels = [text_of(group.value_of(key)) for key in keys]
             rows.append([*labels, metric, spread(summary, metric), count(summary.seeds, "seed")])
     return columns([*keys, "metric", "", ""], rows) if rows else ""
 
 
-def _rank(group: Group, metric: str) -> float:
-    summary = group.summary(metric)
-    assert summary is not None
+def _rank(metric: str, summary: Summary) -> float:
     return summary.mean if lower_is_better(metric) else -summary.mean
 
 
@@ -133,9 +125,7 @@ def _post(address: str, text: str) -> None:
     thread = Thread(target=send, daemon=True)
     thread.start()
     thread.join(SECONDS)
-    if thread.is_alive():
-        problems.append(silence)
-    for problem in problems:
+    for problem in [silence] if thread.is_alive() else problems:
         log.warning("%s did not take the message: %s.", WEBHOOK, problem)
 
 

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lora_exp.runs.records import LOST, RunRecord
-from lora_exp.runs.selector import STATES
-from lora_exp.text import count
+from lora_exp.text import count, counted
 
 LISTED = 20
 """Most failed runs that are named."""
@@ -16,10 +15,8 @@ REASON_LENGTH = 160
 
 def standing(runs: Sequence[RunRecord]) -> list[str]:
     """Lines under a table: how many runs of each state there are, failures, missing metrics."""
-    states = Counter(run.state for run in runs)
-    counted = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
     failed = [run for run in runs if run.state in ("failed", LOST)]
-    lines = [f"{count(len(runs))}: {counted}."]
+    lines = [f"{counted(runs)}."]
     lines += [f"{run.name} {run.state}: {_reason(run)}" for run in failed[:LISTED]]
     if len(failed) > LISTED:
         lines.append(f"and {len(failed) - LISTED:,} more: status state=failed,lost")

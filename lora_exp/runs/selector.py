@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from lora_exp.errors import UserError, nearest
+from lora_exp.runs import shapes
 from lora_exp.runs.bounds import printable
 from lora_exp.runs.config import Config
 from lora_exp.runs.records import LOST, Records, RunRecord
 
-STATES = ("queued", "running", "done", "failed", "preempted", "cancelled", LOST)
+STATES = (*shapes.STATES, LOST)
 ORDERS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,

@@ -16,7 +16,7 @@ from lora_exp.errors import UserError, nearest
 from lora_exp.runs import bounds
 from lora_exp.runs.records import LOST, UNFINISHED, Records, RunRecord
 from lora_exp.runs.selector import STATES, Selector
-from lora_exp.text import ago, columns, count, duration, numbers
+from lora_exp.text import ago, columns, count, counted, duration, numbers
 from lora_exp.verbs.arguments import Filter, Outputs
 
 LISTED = 300
@@ -90,9 +90,7 @@ def told(runs: Sequence[RunRecord], by: str | None = None, *, narrowed: bool = F
         parts = [_summary(runs, by or "grid"), _failures(runs)]
         if by is None:
             parts.append("A filter lists them one by one: status state=running, status grid=NAME")
-    counts = Counter(run.state for run in runs)
-    of_states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    parts.append(f"{count(len(runs))}: {of_states}")
+    parts.append(counted(runs))
     damaged = [f"{run.name} ({', '.join(run.damaged)})" for run in runs if run.damaged]
     if damaged:
         parts.append(f"Damaged, and read as if they were not there: {', '.join(damaged)}")
