@@ -39,5 +39,5 @@ def save(dashboard: Dashboard, folder: Path) -> tuple[str, str]:
     report.save()
     folder.mkdir(parents=True, exist_ok=True)
     addresses = {"workspace": workspace.url, "report": report.url}
-    files.write_json(file, addresses, durable=False)
+    files.write_json(file, addresses)
     return workspace.url, report.url
