@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
@@ -233,7 +233,6 @@ SCENARIOS = (
     overlapping,
     on_two_nodes,
     in_stages,
-    with_another_controller,
     limited,
     diverging,
     refused,
@@ -349,8 +348,11 @@ def test_the_closing_job_submits_what_starts_from_the_best_of_others(stories: St
     assert Path(str(start)).parent in [run.path for run in story.launched.runs]
 
 
-def test_the_controller_may_be_started_again_meanwhile(stories: Stories):
-    story = stories[with_another_controller].result()
+def test_the_controller_may_be_started_again_meanwhile(
+    stories: Stories, tiny: Path, tmp_path: Path
+):
+    wait(stories.values())  # a controller that has just begun forgets to warn their jobs
+    story = with_another_controller(Launched(tmp_path / "outputs", tiny))
     assert len(story.jobs) == 2
     assert attempts(story.launched.runs) == [1] * 2
     check_like_undisturbed(stories, story.launched.runs)
