@@ -33,5 +33,10 @@ def nearest(word: str, options: Iterable[str], *, kind: str = "") -> str:
     return f"There are {kind}: {shown}." if kind else f"There are {shown}."
 
 
+def one_line(error: Exception) -> str:
+    """What an error of other software says, without its last stop; its kind if it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 class RunFailed(Exception):
     """A run that ended without a result; the reason is also in its status. Exit status 1."""

@@ -8,6 +8,7 @@ from threading import Lock, Thread
 from typing import Any, ClassVar
 
 from lora_exp import track
+from lora_exp.errors import one_line
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import Line, RunInfo
 
@@ -72,7 +73,7 @@ class Background:
                 tracked.log([line for line in waiting if line is not None])
             tracked.finish(*self._ending)
         except Exception as error:
-            self._warn(str(error) or type(error).__name__)
+            self._warn(one_line(error))
 
     def _warn(self, reason: str) -> None:
         if not self._unwarned.acquire(blocking=False):
@@ -87,6 +88,6 @@ class Background:
             "`python -m lora_exp sync` sends it later.%s",
             self._name,
             self._run.name,
-            " ".join(reason.split()).rstrip("."),
+            reason,
             cure,
         )

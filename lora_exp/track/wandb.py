@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.errors import UserError
+from lora_exp.errors import UserError, one_line
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.track import Line, RunInfo
 
@@ -122,9 +122,9 @@ def check_login(otherwise: str) -> None:
     try:
         wandb.Api()
     except wandb.Error as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"W&B: {reason}. Give it a key, by `wandb login` or WANDB_API_KEY; or {otherwise}"
+            f"W&B: {one_line(error)}. Give it a key, by `wandb login` or WANDB_API_KEY; "
+            f"or {otherwise}"
         ) from error
 
 

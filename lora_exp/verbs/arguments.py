@@ -1,4 +1,4 @@
-"""What several verbs take."""
+"""What several verbs take, and the runs that are meant by it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lora_exp.errors import UserError
+from lora_exp.runs.records import Records, RunRecord
+from lora_exp.runs.selector import Selector
+from lora_exp.text import count
 
 Outputs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
 
@@ -37,3 +42,17 @@ Filter = Annotated[
         "name. Operators: = != > < >= <=, quoted for the shell.",
     ),
 ]
+
+
+def meant(selector: Selector, records: Records) -> list[RunRecord]:
+    """The runs that a filter means, at least one.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not records.runs:
+        raise UserError(f"There are no runs in {records.outputs / 'runs'} (--outputs DIR).")
+    chosen = selector.among(records.runs)
+    if not chosen:
+        raise UserError(f"None of {count(len(records.runs))} is meant by {selector}.")
+    return chosen

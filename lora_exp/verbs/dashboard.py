@@ -12,10 +12,10 @@ from unicodedata import category
 import typer
 
 from lora_exp import console
-from lora_exp.errors import RunFailed, UserError, nearest
+from lora_exp.errors import RunFailed, UserError, nearest, one_line
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.selector import Selector
-from lora_exp.verbs.arguments import Outputs
+from lora_exp.verbs.arguments import Outputs, meant
 
 TITLE_LENGTH = 128
 """W&B takes no longer ones."""
@@ -51,8 +51,7 @@ def dashboard(
         made = Dashboard(_title(given), entity, project or own.project, runs, tag)
         workspace, report = save(made, outputs / "wandb" / "dashboards")
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunFailed(f"dashboard: W&B does not take it ({reason}).") from error
+        raise RunFailed(f"dashboard: W&B does not take it ({one_line(error)}).") from error
     typer.echo(f"workspace  {workspace}\nreport     {report}")
     studies = {study for run in runs for study in run.studies}
     words = f"sync {'study' if tag in studies else 'grid'}={tag}" if tag else f"sync {given}"
@@ -67,18 +66,12 @@ def _title(given: str) -> str:
 
 def _chosen(which: Sequence[str], outputs: Path) -> tuple[list[RunRecord], str | None]:
     """The runs, and the tag that they have at W&B, if they are all the runs of a study or grid."""
-    records = Records(outputs)
-    if not records.runs:
-        raise UserError(f"There are no runs in {outputs / 'runs'} (--outputs DIR).")
-    name = which[0]
+    name, records = which[0], Records(outputs)
     if len(which) > 1 or set(name) & set("=<>"):
-        selector = Selector.parse(which)
-        chosen = selector.among(records.runs)
-        if not chosen:
-            raise UserError(f"None of {len(records.runs):,} runs is meant by {selector}.")
-        return chosen, None
-    of = {run.name: {*run.studies, *(grid.name for grid in run.grids)} for run in records.runs}
-    chosen = [run for run in records.runs if name in of[run.name]]
+        return meant(Selector.parse(which), records), None
+    runs = meant(Selector(()), records)
+    of = {run.name: {*run.studies, *(grid.name for grid in run.grids)} for run in runs}
+    chosen = [run for run in runs if name in of[run.name]]
     if not chosen:
         known = {one for names in of.values() for one in names}
         hint = nearest(name, known, kind="runs of") if known else "No run is of one."

@@ -22,7 +22,7 @@ from lora_exp.report.table import Table
 from lora_exp.runs import files
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.selector import Selector, known_key
-from lora_exp.verbs.arguments import Filter, Outputs
+from lora_exp.verbs.arguments import Filter, Outputs, meant
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "csv": table.as_csv,
@@ -164,16 +164,10 @@ def _keys(option: str, given: str) -> list[str]:
 
 
 def _chosen(filters: Sequence[str], study: str | None, outputs: Path) -> list[RunRecord]:
-    selector = Selector.parse(filters)
-    records = Records(outputs)
-    if not records.runs and study is None:
-        raise UserError(f"There are no runs in {outputs / 'runs'} (--outputs DIR).")
-    chosen = selector.among(records.runs)
-    if study is not None:
-        return [run for run in chosen if study in run.studies]
-    if not chosen:
-        raise UserError(f"None of {len(records.runs):,} runs is meant by {selector}.")
-    return chosen
+    selector, records = Selector.parse(filters), Records(outputs)
+    if study is None:
+        return meant(selector, records)
+    return [run for run in selector.among(records.runs) if study in run.studies]
 
 
 def _studies(runs: Sequence[RunRecord]) -> list[Table]:

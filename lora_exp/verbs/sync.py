@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lora_exp.errors import RunFailed, UserError, nearest
+from lora_exp.errors import RunFailed, UserError, nearest, one_line
 from lora_exp.runs.checks import TRACKERS, WANDB_MODES, how_to_install, is_installed
 from lora_exp.runs.config import TrackerConfig
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.selector import Selector
 from lora_exp.text import count
-from lora_exp.verbs.arguments import Filter, Outputs
+from lora_exp.verbs.arguments import Filter, Outputs, meant
 
 
 def sync(
@@ -45,7 +44,7 @@ def sync(
         raise UserError(f"--to {to}: {how_to_install(to)}")
     if mode not in WANDB_MODES[:2]:
         raise UserError(f"--mode {mode}: must be one of {', '.join(WANDB_MODES[:2])}.")
-    runs = _chosen(filters or (), outputs)
+    runs = meant(Selector.parse(filters or ()), Records(outputs))
     if to == "wandb" and mode == "online":
         from lora_exp.track.wandb import check_login
 
@@ -70,16 +69,6 @@ def sync(
     typer.echo(f"{count(len(runs))}: {', '.join(f'{n} {what}' for what, n in done.items())}.")
 
 
-def _chosen(filters: Sequence[str], outputs: Path) -> list[RunRecord]:
-    selector, records = Selector.parse(filters), Records(outputs)
-    if not records.runs:
-        raise UserError(f"There are no runs in {outputs / 'runs'} (--outputs DIR).")
-    chosen = selector.among(records.runs)
-    if not chosen:
-        raise UserError(f"None of {count(len(records.runs))} is meant by {selector}.")
-    return chosen
-
-
 def _send(run: RunRecord, to: str, settings: TrackerConfig) -> tuple[str, str]:
     """In a word what was done, and what it was.
 
@@ -99,9 +88,9 @@ def _send(run: RunRecord, to: str, settings: TrackerConfig) -> tuple[str, str]:
         raise
     except Exception as error:
         _leave(run, to, settings)
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise RunFailed(
-            f"{run.name}: {to} does not take it ({reason}). The same command goes on from here."
+            f"{run.name}: {to} does not take it ({one_line(error)}). The same command goes on "
+            "from here."
         ) from error
     if delivery.sent is None:
         return "there already", "was sent before"
