@@ -419,11 +419,13 @@ class Campaign:
         dice = random.Random(f"{self.seed} {name} {number}")
         outputs = self.place / f"{name}-{number}"
         wrong: list[str] = []
-        for _ in range(dice.randint(1, MOST_DEATHS)):
+        planned, deaths, sooner = dice.randint(1, MOST_DEATHS), 0, 1.0
+        while deaths < planned:
             pause = dice.choice([0.0, 1e9])
             death = dice.choice(kind.deaths)
-            ended = self._die(kind, outputs, pause, death, dice.random(), whole)
+            ended = self._die(kind, outputs, pause, death, sooner * dice.random(), whole)
             died = ended.status < 0 or KILLED in ended.output or "its worker died" in ended.output
+            deaths += died
             figures.deaths[death] += died
             for what in re.findall(rf"{KILLED}\S+ (\S+)", ended.output):
                 figures.before[_about(what)] += 1
@@ -431,7 +433,10 @@ class Campaign:
                 wrong.append(f"{death}: exit status {ended.status}\n{ended.output}")
             wrong += [f"after {death}: {lie}" for lie in lies(outputs)]
             if ended.status == 0:
-                break
+                if deaths:
+                    break
+                shutil.rmtree(outputs)  # it was done before: once more from its beginning
+                sooner /= 2
         ended = kind.attempt(self.model, outputs, 0.0)
         if ended.status != 0 or "Traceback" in ended.output:
             wrong.append(f"at the end: exit status {ended.status}\n{ended.output}")
