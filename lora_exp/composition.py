@@ -85,6 +85,7 @@ class GuardedLoader(ConfigLoaderImpl):
                 override.type is OverrideType.DEL
                 or value == ""
                 or not isinstance(value, str | dict)
+                or "\0" in str(value)  # no name of a file
             ):
                 options = self.get_group_options(group)
                 hint = nearest(str(value), options, kind="choices") if options else ""

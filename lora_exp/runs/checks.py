@@ -74,15 +74,15 @@ def check(config: Config) -> None:
     require(task.metrics != [], "task.metrics", task.metrics, "name at least one metric, or null.")
     require(bool(task.validation), "task.validation", task.validation, "name at least one split.")
     positive("task.train_examples", task.train_examples)
+    require(
+        task.kind == "agreement" or task.data_dir is not None or task.hub is not None,
+        "task.data_dir",
+        "null",
+        "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
+    )
     if task.kind == "classification":
         require(
             len(task.text) in (1, 2), "task.text", task.text, "name one or two columns of text."
-        )
-        require(
-            task.data_dir is not None or task.hub is not None,
-            "task.data_dir",
-            "null",
-            "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
         )
     elif task.kind == "generation":
         _check_generation(config, require, choice)
@@ -233,7 +233,9 @@ def how_to_install(tracker: str) -> str:
 
 
 def _check_generation(
-    config: Config, require: Callable[[bool, str, object, str], None], choice: Callable
+    config: Config,
+    require: Callable[[bool, str, object, str], None],
+    choice: Callable[[str, str, tuple[str, ...]], None],
 ) -> None:
     task, head_dropout = config.task, config.model.head_dropout
     require(
@@ -247,12 +249,6 @@ def _check_generation(
         "task.metrics",
         task.metrics,
         "is for labels; a text is measured by the metrics of its benchmark.",
-    )
-    require(
-        task.data_dir is not None or task.hub is not None,
-        "task.data_dir",
-        "null",
-        "give the folder with the data (task.data_dir=DIR), or a hub data set (task.hub=ID).",
     )
     require(
         not task.text, "task.text", task.text, "is for labels; here: task.source or task.template."
