@@ -46,7 +46,7 @@ class Parallel {
     this.svg.setAttribute("aria-label", `${count(rows.length, "group")} over ${varied.join(", ")} and ` +
       `${measured.metric}; the same numbers are in the table of runs.`);
     this.caption.textContent = `The grid: ${varied.join(", ")} and ${measured.metric}`;
-    this.axes.replaceChildren(...scales.map((scale, n) => drawnAxis(scale, across(n), n, scales.length)));
+    this.axes.replaceChildren(...scales.map((scale, n) => drawnAxis(scale, across(n), n)));
     this.lines.replaceChildren(...drawn.map((row) => {
       const group = content.groups[row.group];
       const points = scales.map((scale, n) => {
@@ -97,8 +97,8 @@ const cut = (text, most = 14) => (text.length > most ? `${text.slice(0, most - 1
 // Room beside the first and the last axis for what stands there.
 const edge = (scale) => 24 + 7 * Math.max(cut(scale.key, 20).length / 2, ...scale.ticks.map(([text]) => text.length));
 
-function drawnAxis(scale, x, n, all) {
-  const [side, anchor] = n === 0 ? [-9, "end"] : n === all - 1 ? [9, "start"] : [9, "start"];
+function drawnAxis(scale, x, n) {
+  const [side, anchor] = n === 0 ? [-9, "end"] : [9, "start"];
   return shape("g", { class: "axis" },
     shape("line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }),
     shape("text", { x, y: 14, "text-anchor": "middle", class: "key" }, cut(scale.key, 20)),

@@ -47,7 +47,7 @@ class GroupsTable {
     const metric = (row) => content.metrics[row.metric];
     const numeric = (name, value, tell, extra = {}) => ({ name, value, tell, numeric: true, ...extra });
     return [
-      { name: "curve", heading: "", control: true },
+      { name: "curve", control: true },
       ...(compact.matches
         ? [{ name: "group", side: "name", value: (row) => nameOf(row.group), tell: (row) => nameOf(row.group) }]
         : keys.map((key) => this.label(content, key))),
