@@ -45,7 +45,7 @@ def write(outputs: Path, wanted: str) -> Path:
     """
     run = finished(outputs, wanted)
     file = run.adapter / CARD
-    if file.exists() and not is_untouched(file):
+    if file.exists() and not _is_untouched(file):
         raise UserError(
             f"{file}: was written or edited by a person, and stays as it is. Move it away for a "
             "new one."
@@ -59,7 +59,7 @@ def write(outputs: Path, wanted: str) -> Path:
     return file
 
 
-def is_untouched(file: Path) -> bool:
+def _is_untouched(file: Path) -> bool:
     """A card is as `write` has left it."""
     text = file.read_text(encoding="utf-8", errors="replace")
     found = SEAL.search(text)

@@ -8,7 +8,7 @@ trackers from the run folder, whenever it likes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -160,12 +160,3 @@ def summary(result: Mapping[str, Any] | None) -> dict[str, float]:
         return {}
     values = {**result, **result["metrics"]}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a config."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import Line, RunInfo, flat
+from lora_exp.runs.values import flat
+from lora_exp.track import Line, RunInfo
 from lora_exp.track.alone import alone
 
 SERVER = "MLFLOW_TRACKING_URI"

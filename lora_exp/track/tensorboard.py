@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import Line, RunInfo, flat
+from lora_exp.runs.values import flat
+from lora_exp.track import Line, RunInfo
 
 FLUSH_SECONDS = 10
 """Points are seen after so long; those younger are lost with a process that is killed."""

@@ -12,7 +12,8 @@ from importlib import import_module
 from threading import Lock
 
 from lora_exp.runs.config import TrackerConfig
-from lora_exp.track import Line, RunInfo, flat
+from lora_exp.runs.values import flat
+from lora_exp.track import Line, RunInfo
 from lora_exp.track.alone import alone
 
 FOLDER = "TRACKIO_DIR"

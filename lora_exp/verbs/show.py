@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -14,6 +13,7 @@ from lora_exp.runs.bounds import printable
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.signature import UNDECIDING
 from lora_exp.runs.store import find_run
+from lora_exp.runs.values import flat
 from lora_exp.text import columns, count, numbers
 from lora_exp.verbs.arguments import Outputs, Run
 
@@ -78,8 +78,8 @@ def _outcome(record: RunRecord) -> str:
 
 def _differences(record: RunRecord, others: Sequence[RunRecord]) -> str:
     """The keys that are not the same in all runs, with this run's value and those of the others."""
-    own = _flat(record.config)
-    configs = [_flat(other.config) for other in others]
+    own = dict(flat(record.config))
+    configs = [dict(flat(other.config)) for other in others]
     rows = []
     for key in sorted({*own}.union(*configs) - UNDECIDING):
         values = Counter(str(config.get(key)) for config in configs)
@@ -88,13 +88,3 @@ def _differences(record: RunRecord, others: Sequence[RunRecord]) -> str:
             more = ", ..." if len(values) > len(shown) else ""
             rows.append([f"  {key}", str(own.get(key)), ", ".join(shown) + more])
     return columns(["  key", "here", "others"], rows) if rows else "  They are all alike."
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
