@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from lora_exp.errors import UserError, nearest
 from lora_exp.runs import shapes
 from lora_exp.runs.bounds import printable
 from lora_exp.runs.config import Config
-from lora_exp.runs.records import LOST, Records, RunRecord
+from lora_exp.runs.records import LOST, RunRecord
 
 STATES = (*shapes.STATES, LOST)
 ORDERS: dict[str, Callable[[float, float], bool]] = {
@@ -187,15 +186,6 @@ class Selector:
             known = {text_of(value) for run in runs for value in term.of(run)}
             hint = nearest(term.value, known) if known else f"None has a {term.key}."
             raise UserError(f"{term}: there is no such run. {hint}")
-
-
-def select(outputs: Path, tokens: Iterable[str]) -> list[RunRecord]:
-    """The runs of an outputs folder that a filter means, by name.
-
-    Raises:
-        UserError: for what is no filter, or names a value that no run has.
-    """
-    return Selector.parse(tokens).among(Records(outputs).runs)
 
 
 # -- keys and values -------------------------------------------------------------------------------

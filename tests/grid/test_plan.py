@@ -25,7 +25,8 @@ from lora_exp.runs.config import (
     TaskConfig,
     TrainConfig,
 )
-from lora_exp.runs.selector import select
+from lora_exp.runs.records import Records
+from lora_exp.runs.selector import Selector
 
 LOCAL = {"name": "local"}
 
@@ -203,7 +204,7 @@ def test_a_grid_keeps_its_study_and_gets_runs_that_are_done(base: Config, tmp_pa
     freeze(more, LOCAL, None)
     assert grid.record["study"] == "glue"
     assert not make([point(base, seed=3)]).joins, "it has no name"
-    found = select(tmp_path / "outputs", ["study=glue"])
+    found = Selector.parse(["study=glue"]).among(Records(tmp_path / "outputs").runs)
     assert len(found) == 2
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import stores
 
 from lora_exp.errors import UserError
-from lora_exp.runs.selector import Selector, select
+from lora_exp.runs.records import Records, RunRecord
+from lora_exp.runs.selector import Selector
+
+
+def select(outputs: Path, tokens: Iterable[str]) -> list[RunRecord]:
+    return Selector.parse(tokens).among(Records(outputs).runs)
 
 
 @pytest.fixture(scope="module")
