@@ -297,7 +297,10 @@ def outcome(outputs: Path) -> dict[str, dict[str, Any]]:
     for folder in all_runs(outputs):
         paths = [path for path in folder.path.rglob("*") if path.is_file()]
         names = {str(path.relative_to(folder.path)): path for path in paths}
-        run: dict[str, Any] = {"files": sorted(names), "state": folder.status["state"]}
+        run: dict[str, Any] = {
+            "files": names.keys() - {*OF_ATTEMPTS},
+            "state": folder.status["state"],
+        }
         for name, path in names.items():
             if path.suffix == ".jsonl":
                 lines = map(json.loads, path.read_text().splitlines())
