@@ -175,15 +175,17 @@ def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_a_folder_a_package_and_a_hub_id_are_told_apart(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert models.locate(ModelConfig(str(tiny))) == str(tiny)
     monkeypatch.chdir(tiny.parent)
     assert models.locate(ModelConfig(tiny.name)) == tiny.name
     assert models.locate(ModelConfig("org/name")) == "org/name"
     assert models.locate(ModelConfig("roberta-base")) == "roberta-base"
-    monkeypatch.syspath_prepend(tiny.parent)
-    assert models.locate(ModelConfig(f"package:{tiny.name}")) == str(tiny)
+    package = tmp_path / "a_package"
+    package.symlink_to(tiny)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert models.locate(ModelConfig(f"package:{package.name}")) == str(package)
     monkeypatch.setenv("HOME", str(tiny.parent))
     assert models.locate(ModelConfig(f"~/{tiny.name}")) == str(tiny)
 
