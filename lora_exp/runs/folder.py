@@ -19,7 +19,7 @@ from lora_exp.errors import UserError
 from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.lease import Lease, Owner, RunBusy, hold
-from lora_exp.runs.shapes import CHECKS, is_line
+from lora_exp.runs.shapes import CHECKS, is_line, is_text
 from lora_exp.runs.values import from_yaml, to_yaml
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -271,7 +271,10 @@ class RunFolder:
         if self.texts_file.exists():
             try:
                 with self.texts_file.open(encoding="utf-8") as file:
-                    yield from map(json.loads, file)
+                    for number, line in enumerate(file, 1):
+                        if not is_text(text := json.loads(line)):
+                            raise ValueError(f"line {number} is no text of a run")
+                        yield text
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{self.texts_file}: it is damaged ({error}).") from error
 

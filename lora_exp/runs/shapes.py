@@ -57,6 +57,16 @@ def is_origin(value: Any) -> bool:
     return whole and (value.get("config") is None or is_config(value["config"]))
 
 
+def is_text(value: Any) -> bool:
+    """A line of `generations/`: what was read, what was written, and what might have been."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("source"), str)
+        and isinstance(value.get("output"), str)
+        and isinstance(value.get("references"), list)
+    )
+
+
 def is_config(value: Any) -> bool:
     """A config, nested: its sections are mappings, whatever they hold."""
     return isinstance(value, dict) and all(

@@ -111,3 +111,14 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["[]", "null", '{"source": "a"}', '{"source": 1', "\x00"])
+def test_a_damaged_line_of_texts_is_told(line: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.texts_file.parent.mkdir(parents=True)
+    folder.texts_file.write_text('{"source": "a", "output": "b", "references": []}\n' + line)
+    texts = folder.texts()
+    assert next(texts)["output"] == "b"
+    with pytest.raises(UserError, match=r"test\.jsonl: it is damaged \("):
+        next(texts)
