@@ -202,6 +202,7 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(
         from lora_exp.runs import checks
 
         checks.TRACKERS["trackio"] = ("no_such_package",)
+        checks.is_installed.cache_clear()
 
     ended = forked.run(
         key, f"model.name_or_path={tiny}", f"outputs={tmp_path / 'o'}", before=uninstall
