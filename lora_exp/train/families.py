@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lora_exp.train.dropout import give_places
-from lora_exp.train.flat import ATTENTION, Layout, attention
+from lora_exp.train.flat import ATTENTION, attention
+from lora_exp.train.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

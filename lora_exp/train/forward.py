@@ -16,7 +16,7 @@ from lora_exp.train import padded
 from lora_exp.train.batches import Batch
 from lora_exp.train.dropout import Draws, drawing, place_of
 from lora_exp.train.families import family_of
-from lora_exp.train.flat import Layout
+from lora_exp.train.layout import Layout
 
 ROUND = 32
 """Tokens, of which a pass in bf16 has a multiple on a CPU."""

@@ -32,7 +32,8 @@ if __name__ == "__main__":
 
 import forked
 from forked import Ended
-from integration.crashes import Campaign, differences, leftovers, note_operations, outcome, solo
+from integration.crashes import Campaign, differences, leftovers, outcome, solo
+from integration.deaths import note_operations
 
 PAGE = 4096
 """Bytes by which a file system grows."""

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from lora_exp import models
 from lora_exp.models import Backbone
 from lora_exp.runs.config import ModelConfig
-from lora_exp.train import flat
+from lora_exp.train import flat, layout
 from lora_exp.train.batches import Batch
 
 LENGTHS = [5, 17, 9, 3, 16, 30, 5, 1]
@@ -105,7 +105,7 @@ def test_gradients_equal_those_of_a_padded_batch(architecture: str, tmp_path: Pa
 )
 def test_a_layout_holds_every_token_once(lengths: list[int], cut: int, apart: bool) -> None:
     cut = min(cut, len(lengths))
-    where = flat.Layout(lengths, "cpu", [cut, len(lengths) - cut], apart)
+    where = layout.Layout(lengths, "cpu", [cut, len(lengths) - cut], apart)
     tokens = sum(lengths)
     assert torch.equal(where.arranged.slots[where.arranged.tokens], torch.arange(tokens))
     real = torch.ones(len(where.arranged.slots), dtype=torch.bool)
@@ -122,7 +122,7 @@ def test_a_layout_holds_every_token_once(lengths: list[int], cut: int, apart: bo
         covered += len(members)
         span = real[group.slots].view(len(members), group.length)
         assert span.sum(1).tolist() == [lengths[i] for i in members]
-        assert int(span.sum()) >= flat.SHORTEST * span.numel()
+        assert int(span.sum()) >= layout.SHORTEST * span.numel()
         if apart:
             assert all((int(i) >= cut) == (group.run == 1) for i in members)
         rows = where.arranged.slots[group.slots].view(len(members), group.length)
@@ -186,7 +186,7 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(
         return torch.cat(outputs)
 
     monkeypatch.setattr(varlen, "varlen_attn", by_hand)
-    where = flat.Layout(LENGTHS, "cpu", [3, 5])
+    where = layout.Layout(LENGTHS, "cpu", [3, 5])
     generator = torch.Generator().manual_seed(1)
     heads = {"query": 4, "key": 2, "value": 2}
     query, key, value = (
