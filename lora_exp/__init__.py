@@ -34,6 +34,12 @@ def load(
         lora_exp.errors.UserError: if there is no such run, it is not done, or its backbone cannot
             be found or is another one.
     """
-    from lora_exp.finished import restored
+    from pathlib import Path
 
-    return restored.load(run, outputs=outputs, backbone=backbone, merge=merge)
+    from lora_exp.finished.restored import finished, restore
+    from lora_exp.lora import lora_layers
+
+    found = restore(finished(Path(outputs), str(Path(run).expanduser())), backbone)
+    for _, layer in lora_layers(found.model) if merge else ():
+        layer.merge()
+    return found.tokenizer, found.model.eval()

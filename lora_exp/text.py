@@ -13,6 +13,9 @@ from lora_exp.runs.bounds import printable
 from lora_exp.runs.records import RunRecord
 from lora_exp.runs.selector import STATES
 
+REASON_LENGTH = 160
+"""Characters of a reason where there is one line for it."""
+
 COLOURS = {
     "done": "green",
     "running": "cyan",
@@ -56,6 +59,13 @@ def counted(runs: Sequence[RunRecord]) -> str:
     states = Counter(run.state for run in runs)
     of_states = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
     return f"{count(len(runs))}: {of_states}"
+
+
+def reason(run: RunRecord) -> str:
+    """Why a run failed, or stands where it does: the first line, cut to a bounded length; "" if
+    nobody said."""
+    first = next(iter(run.why.splitlines()), "")
+    return first if len(first) <= REASON_LENGTH else first[: REASON_LENGTH - 3] + "..."
 
 
 def numbers(metrics: Mapping[str, Any]) -> str:

@@ -14,25 +14,8 @@ from lora_exp.runs.store import find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lora_exp.models import Backbone
-
-
-def load(
-    run: str | Path,
-    *,
-    outputs: str | Path = "outputs",
-    backbone: str | Path | None = None,
-    merge: bool = False,
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """`lora_exp.load`; see there."""
-    from lora_exp.lora import lora_layers
-
-    found = restore(finished(Path(outputs), str(Path(run).expanduser())), backbone)
-    for _, layer in lora_layers(found.model) if merge else ():
-        layer.merge()
-    return found.tokenizer, found.model.eval()
 
 
 def finished(outputs: Path, wanted: str) -> RunFolder:

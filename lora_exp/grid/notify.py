@@ -30,7 +30,7 @@ from lora_exp.report.units import lower_is_better
 from lora_exp.runs.grid import Grid
 from lora_exp.runs.records import Records, RunRecord
 from lora_exp.runs.selector import text_of
-from lora_exp.text import columns, count, counted
+from lora_exp.text import columns, count, counted, reason
 
 WEBHOOK, EXIT_HOOK = "LORA_EXP_WEBHOOK", "LORA_EXP_EXIT_HOOK"
 SECONDS = 10.0
@@ -39,7 +39,6 @@ LINES = 10
 """Of the table, of all tasks together."""
 FAILURES = 3
 """That are told with their reasons."""
-REASON_LENGTH = 160
 
 log = logging.getLogger("lora_exp")
 
@@ -71,8 +70,7 @@ def message(grid: Grid, runs: Sequence[RunRecord]) -> str:
         parts.append(f"```\n{top}\n```")
     failed = [run for run in runs if run.state == "failed"]
     for run in failed[:FAILURES]:
-        first = next(iter(run.why.splitlines()), "no reason given")
-        parts.append(f"{run.name} failed: {first[:REASON_LENGTH]}")
+        parts.append(f"{run.name} failed: {reason(run) or 'no reason given'}")
     if len(failed) > FAILURES:
         parts.append(f"and {count(len(failed) - FAILURES, 'failure')} more")
     parts.append(f"All of it: {console.verb(f'report grid={grid.name}', grid.outputs)}")

@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lora_exp.runs.records import LOST, RunRecord
-from lora_exp.text import count, counted
+from lora_exp.text import count, counted, reason
 
 LISTED = 20
 """Most failed runs that are named."""
-REASON_LENGTH = 160
 
 
 def standing(runs: Sequence[RunRecord]) -> list[str]:
     """Lines under a table: how many runs of each state there are, failures, missing metrics."""
     failed = [run for run in runs if run.state in ("failed", LOST)]
     lines = [f"{counted(runs)}."]
-    lines += [f"{run.name} {run.state}: {_reason(run)}" for run in failed[:LISTED]]
+    lines += [
+        f"{run.name} {run.state}: {reason(run) or 'no reason given'}" for run in failed[:LISTED]
+    ]
     if len(failed) > LISTED:
         lines.append(f"and {len(failed) - LISTED:,} more: status state=failed,lost")
     if damaged := [run.name for run in runs if run.damaged]:
@@ -33,8 +34,3 @@ def standing(runs: Sequence[RunRecord]) -> list[str]:
         for (metric, reason), number in missing.items()
     ]
     return lines
-
-
-def _reason(run: RunRecord) -> str:
-    first = next(iter(run.why.splitlines()), "no reason given")
-    return first if len(first) <= REASON_LENGTH else first[: REASON_LENGTH - 3] + "..."

@@ -16,14 +16,13 @@ from lora_exp.errors import UserError, nearest
 from lora_exp.runs import bounds
 from lora_exp.runs.records import LOST, UNFINISHED, Records, RunRecord
 from lora_exp.runs.selector import STATES, Selector
-from lora_exp.text import ago, columns, count, counted, duration, numbers
+from lora_exp.text import ago, columns, count, counted, duration, numbers, reason
 from lora_exp.verbs.arguments import Filter, Outputs
 
 LISTED = 300
 """Most runs that are listed one by one if nobody chose them."""
 FAILURES_LISTED = 20
 """Most runs whose failures a summary tells."""
-REASON_LENGTH = 160
 WATCH_SECONDS = 5.0
 TAIL_BYTES = 8192
 """Of metrics.jsonl, in which the last evaluation is looked for."""
@@ -116,7 +115,7 @@ def _row(run: RunRecord) -> list[str]:
         _metrics(run),
         ago(written.get("heartbeat")),
         "" if left is None else duration(left),
-        _reason(run),
+        reason(run),
     ]
 
 
@@ -155,11 +154,6 @@ def _left(run: RunRecord) -> float | None:
         return None
     since = time.time() - written.get("heartbeat", time.time())
     return max(0.0, seconds / step * (total - step) - since)
-
-
-def _reason(run: RunRecord) -> str:
-    first = next(iter(run.why.splitlines()), "")
-    return first if len(first) <= REASON_LENGTH else first[: REASON_LENGTH - 3] + "..."
 
 
 # -- many at once ----------------------------------------------------------------------------------
@@ -210,7 +204,7 @@ def _together(runs: Sequence[RunRecord]) -> str:
 
 def _failures(runs: Sequence[RunRecord]) -> str:
     failed = [run for run in runs if run.state in ("failed", LOST)]
-    rows = [[run.name, run.state, _reason(run)] for run in failed[:FAILURES_LISTED]]
+    rows = [[run.name, run.state, reason(run)] for run in failed[:FAILURES_LISTED]]
     if not rows:
         return ""
     more = len(failed) - len(rows)
