@@ -3,7 +3,8 @@
 Hydra makes objects of whatever a config names as `_target_`, a callback, or a log's handler. Files
 travel: an experiment comes with a paper, a folder with a colleague. So what Hydra itself is told
 comes from the command line and from `conf/config.yaml` and `conf/hydra`, and from files of others
-only a sweep and how the cluster is asked.
+only a sweep and how the cluster is asked. And a few lines of YAML can be made to mean millions of
+values: such a file is refused as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 from hydra._internal import hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
@@ -21,8 +24,10 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from lora_exp.errors import UserError, nearest
+from lora_exp.runs.values import TooLarge, check_size
 
 HARMLESS = ("mode", "sweeper")
 """What any file may say to Hydra: that it is a grid, and of what."""
@@ -32,7 +37,27 @@ PLUGINS = ("launcher", "sweeper")
 
 def guard() -> None:
     """Let Hydra load configs so in this process."""
+    Plugins.instance()  # registers Hydra's own source of files
+    SourcesRegistry.instance().types[GuardedSource.scheme()] = GuardedSource
     internal.ConfigLoaderImpl = GuardedLoader  # pyright: ignore[reportPrivateImportUsage]
+
+
+class GuardedSource(FileConfigSource):
+    """Refuses a file in which a few lines mean millions of values, before it reads them."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """
+        Raises:
+            UserError: for such a file.
+        """
+        file = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            check_size(file.read_text(encoding="utf-8"))
+        except TooLarge as error:
+            raise UserError(f"{file}: {error}.") from error
+        except (YAMLError, OSError, UnicodeDecodeError):
+            pass  # told when Hydra reads it
+        return super().load_config(config_path)
 
 
 class GuardedLoader(ConfigLoaderImpl):

@@ -8,15 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_exp.errors import UserError, nearest
 from lora_exp.report.groups import Group, Summary, grouped
 from lora_exp.report.pivot import NONE, telling
 from lora_exp.report.table import JOINED, MINUS, Cell, Table
 from lora_exp.report.units import millions
-from lora_exp.runs.records import YAML, RunRecord
+from lora_exp.runs.records import RunRecord
 from lora_exp.runs.selector import Selector, text_of, value_of
+from lora_exp.runs.values import load
 
 FILE = Path(__file__).with_name("published.yaml")
 
@@ -85,7 +84,7 @@ class Study:
 @cache
 def studies() -> dict[str, Study]:
     """By name, as published.yaml has them."""
-    content = yaml.load(FILE.read_text(encoding="utf-8"), YAML)
+    content = load(FILE.read_text(encoding="utf-8"))
     tables = {name: _table(values) for name, values in content["tables"].items()}
     return {
         name: Study(values["models"], [tables[table] for table in values["tables"]])

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from yaml import YAMLError
 
 from lora_exp.runs import bounds
 from lora_exp.runs.cluster import GONE, Job, states
@@ -18,14 +18,13 @@ from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.grid import Grid, all_grids
 from lora_exp.runs.lease import is_held
 from lora_exp.runs.shapes import CHECKS, is_config
+from lora_exp.runs.values import load
 
 UNFINISHED = ("queued", "running", "preempted")
 LOST = "lost"
 """The state that no file has: the run should go on, and there is nothing that would do it."""
 ESCAPES = re.compile(rb"\\u00[0189]|\\u[dD][89a-fA-F]|\x7f|\xc2[\x80-\x9f]")
 """JSON that may hold what no terminal should be given."""
-# Of libyaml where it is there: ten times as fast.
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class RunRecord:
@@ -70,8 +69,8 @@ class RunRecord:
             return config
         try:
             with open(f"{self._path}/config.yaml", encoding="utf-8") as file:  # noqa: PTH123
-                config = yaml.load(file, YAML)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                config = load(file.read())
+        except (OSError, UnicodeDecodeError, YAMLError):
             return {}
         return bounds.plain(config) if is_config(config) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -26,6 +27,9 @@ else:
         from yaml import SafeDumper, SafeLoader
 
 MARKS = re.compile(r"\?\?\?|\$\{")
+ALIASED, DEPTH = 10_000, 100
+"""Most values that the aliases of a YAML file may add to those that are written in it; and how deep
+they may be nested."""
 
 
 def schema() -> DictConfig:
@@ -151,12 +155,59 @@ def from_yaml(text: str) -> Config:
 
     Raises:
         OmegaConfBaseException: if it does not fit the schema.
-        YAMLError: if it is no mapping at all.
+        YAMLError: if it is no mapping at all, or `check_size` refuses it.
     """
-    values = yaml.load(text, SafeLoader)
+    values = load(text)
     if not isinstance(values, dict):
         raise yaml.YAMLError("no mapping")
     return _exact(Config, values) or from_mapping(values)
+
+
+def load(text: str) -> Any:
+    """The plain values of YAML that may come from others.
+
+    Raises:
+        YAMLError: if it is none, or `check_size` refuses it.
+    """
+    check_size(text)
+    return yaml.load(text, SafeLoader)
+
+
+def check_size(text: str) -> None:
+    """See, before aliases are followed, that a few lines do not become millions of values, nor a
+    nest without end.
+
+    Raises:
+        TooLarge: if they do.
+        YAMLError: if it is no YAML.
+    """
+    written, sizes = 0, dict[str, float]()
+    open_nodes: list[tuple[str | None, float]] = [(None, 0)]  # anchor, values before it
+    total: float = 0
+    for event in yaml.parse(text, SafeLoader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, yaml.AliasEvent):
+            total += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            written += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((event.anchor, total))
+                if event.anchor is not None:
+                    sizes[event.anchor] = math.inf  # to those within
+            total += 1
+        if len(open_nodes) > DEPTH:
+            raise TooLarge(f"its values are nested deeper than {DEPTH}")
+        if total > written + ALIASED:
+            raise TooLarge(
+                f"its aliases make more than {ALIASED:,} values of {written}; write less"
+            )
+
+
+class TooLarge(yaml.YAMLError):
+    """YAML in which a few lines mean millions of values."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

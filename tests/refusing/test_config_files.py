@@ -14,6 +14,20 @@ CONTENTS: dict[str, tuple[str | bytes, str]] = {
     "an open quote": ('task: {name: "a}\n', "theirs.yaml"),
     "two documents": ("seed: 1\n---\nseed: 2\n", "theirs.yaml"),
     "a key twice": ("seed: 1\nseed: 2\n", "theirs.yaml"),
+    "aliases of aliases": (
+        "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 16)),
+        "experiment/theirs.yaml: its aliases make more than 10,000 values",
+    ),
+    "merges of merges": (
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 16)),
+        "experiment/theirs.yaml: its aliases make more than 10,000 values",
+    ),
+    "an alias within what it means": (
+        "task: &task {name: *task}\n",
+        "experiment/theirs.yaml: its aliases make more than 10,000 values",
+    ),
+    "nested deeply": ("seed: " + "[" * 100_000, "theirs.yaml: its values are nested deeper than"),
     "an alias of nothing": ("seed: *x\n", "theirs.yaml"),
     "UTF-16": ("seed: 1\n".encode("utf-16") + b"\xd8", "theirs"),
     "Latin-1": (b"task: {name: k\xf6nig}\n", "theirs"),
@@ -53,6 +67,18 @@ def test_an_experiment(tmp_path: Path, tiny: Path, how: str) -> None:
     words = ["--config-dir", str(folder.parent), "experiment=theirs"]
     told = commands.refused(tmp_path / "outputs", *words, f"model.name_or_path={tiny}")
     assert expected in told
+
+
+def test_aliases_and_merges_that_spare_some_lines(tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    content = "task: {name: mine}\nmodel: {name_or_path: &name mine}\n"
+    content += "train: {<<: {lr: 0.5, epochs: 7}, epochs: 2}\ntracker: {project: *name}\n"
+    (folder / "theirs.yaml").write_text(GLOBAL + content)
+    ended = commands.run("--config-dir", str(folder.parent), "experiment=theirs", "--cfg", "job")
+    assert ended.status == 0, ended.errors
+    for line in ("  lr: 0.5\n", "  epochs: 2\n", "  project: mine\n"):
+        assert line in ended.output
 
 
 def test_a_folder_instead_of_a_file(tmp_path: Path, tiny: Path) -> None:

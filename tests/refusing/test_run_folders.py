@@ -90,6 +90,9 @@ CONFIGS = {
     "no YAML": "task: [\n",
     "a tag": "seed: !!python/object/apply:os.mkdir [PLACE]\n",
     "no UTF-8": b"seed: \xff\n",
+    "aliases of aliases": "a0: &a0 [1]\n"
+    + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 16)),
+    "nested deeply": "[" * 100_000,
     "nothing": "",
 }
 
