@@ -46,8 +46,8 @@ def finish(*processes: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"failed: {[process.args for process in processes]}")
 
 
-def grid(setting: Setting) -> list[Row]:
-    """Eight short runs, start-up and evaluation included."""
+def grid(setting: Setting, precision: str) -> list[Row]:
+    """Eight short runs, start-up and evaluation included, by both in the same precision."""
     from lora_exp import models
     from lora_exp.runs.config import ModelConfig
     from lora_exp.tasks import agreement
@@ -63,7 +63,8 @@ def grid(setting: Setting) -> list[Row]:
     def ours() -> None:
         outputs = f"outputs={setting.folder / f'grid-{next(numbers)}'}"
         axes = ("lora.r=1,2,4,8", "seed=1,2", f"train.max_steps={steps}", outputs)
-        finish(command("-m", "lora_exp", "-m", "task=agreement", *axes))
+        task = ("task=agreement", f"train.precision={precision}")
+        finish(command("-m", "lora_exp", "-m", *task, *axes))
 
     def theirs(at_once: int) -> None:
         threads = max(1, (os.cpu_count() or 1) // at_once)
@@ -72,14 +73,14 @@ def grid(setting: Setting) -> list[Row]:
             for r, seed in points[start : start + at_once]:
                 output = setting.folder / f"trainer-{next(numbers)}"
                 given = {"model": model, "data": data, "output": output}
-                given |= {"r": r, "seed": seed, "max_steps": steps}
+                given |= {"r": r, "seed": seed, "max_steps": steps, "precision": precision}
                 words = [
                     word for name, value in given.items() for word in (f"--{name}", str(value))
                 ]
                 running.append(command(str(HERE / "trainer.py"), *words, threads=threads))
             finish(*running)
 
-    what = f"grid of 8 runs, MiniLM, {steps} updates each, all cores; PEFT + Trainer "
+    what = f"grid of 8 runs, MiniLM, {steps} updates each, {precision}, all cores; PEFT + Trainer "
     repeats = 1 if setting.quick else 3
     rounds = [
         (timed(ours), timed(partial(theirs, 1)), timed(partial(theirs, 2))) for _ in range(repeats)
@@ -110,22 +111,28 @@ def worker(setting: Setting) -> list[Row]:
     """A further grid point in a warm worker: a run with one update and eight sentences to evaluate.
 
     That is the time between the ends of runs that train one after the other; in packs, from end to
-    end of a pack over its runs.
+    end of a pack over its runs. What is left without the update and the evaluation is what it
+    costs that they are a run.
     """
     one_core()
     rows = []
     for size in (1, 8):
-        ends = _ends_of_runs(setting, size)
-        ends = ends[size - 1 :: size]
-        gaps = [(b - a) / size for a, b in pairwise(ends)]
+        ends, computing = _trivial_runs(setting, size)
+        gaps = [(b - a) / size for a, b in pairwise(ends[size - 1 :: size])]
         middle, text = spread(gaps)
         what = f"a further run in a warm worker, {'alone' if size == 1 else f'in packs of {size}'}"
         rows.append(Row(what, f"{text} s", "", "", "0.1 s", middle < 0.1))
+        if size == 1:
+            rest = [gap - seconds for gap, seconds in zip(gaps, computing[1:], strict=True)]
+            rows.append(
+                Row(f"{what}, but for update and evaluation", f"{spread(rest)[1]} s", "", "")
+            )
     return rows
 
 
-def _ends_of_runs(setting: Setting, size: int) -> list[float]:
-    """When each of some trivial runs ended in a worker that packs as many."""
+def _trivial_runs(setting: Setting, size: int) -> tuple[list[float], list[float]]:
+    """When each of some trivial runs ended in a worker that packs as many, and how many seconds
+    each was updated and evaluated."""
     import steps
 
     from lora_exp.runs.config import PackConfig
@@ -134,13 +141,14 @@ def _ends_of_runs(setting: Setting, size: int) -> list[float]:
 
     data = corpus.write(setting.folder / "data", [12] * 80)
     recipe = steps.Recipe(data, setting.folder / f"by-{size}", batch_size=8)
-    waiting = []
+    runs = []
     for seed in range(1, 1 + size * setting.repeats(15)):
         config = recipe.config(seed)
         train = replace(config.train, max_steps=1)
         run = identify(replace(config, train=train, pack=PackConfig(size)))
         run.folder.create(run.config, {})
-        waiting.append(run.folder.path)
+        runs.append(run.folder)
+    waiting = [run.path for run in runs]
     ends: list[float] = []
 
     class Runs:
@@ -154,7 +162,13 @@ def _ends_of_runs(setting: Setting, size: int) -> list[float]:
             ends.append(time.perf_counter())
 
     work(Runs(), "cpu")
-    return ends
+    computing = []
+    for run in runs:
+        result, lines = run.result, list(run.metrics())
+        assert result is not None
+        evaluated = sum(line["seconds"] for line in lines if line["split"] == "validation")
+        computing.append(result["train_seconds"] + evaluated)
+    return ends, computing
 
 
 # -- memory --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                        # on GLUE beside the repository, or generated
     python benchmarks/speed.py --data DIR             # DIR has cola/
-    python benchmarks/speed.py --only step-fp32 grid --quick
+    python benchmarks/speed.py --only step-fp32 grid-bf16 --quick
 
 Steps alternate A B A B in one process, on one core with one thread, in that thread's CPU time (on a
 GPU: one process, time as it passes), with the same examples in the same batches; each row has a
@@ -222,7 +222,8 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "floor-fp32": partial(floor_minilm, precision="fp32"),
     "floor-bf16": partial(floor_minilm, precision="bf16"),
     "floor-roberta": floor_roberta,
-    "grid": processes.grid,
+    "grid-fp32": partial(processes.grid, precision="fp32"),
+    "grid-bf16": partial(processes.grid, precision="bf16"),
     "memory": processes.memory,
     "start": processes.start,
     "worker": processes.worker,

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max_steps", type=int, default=30)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     given = parser.parse_args()
 
     set_seed(given.seed)
@@ -69,6 +70,7 @@ def main() -> None:
         lr_scheduler_type="linear",
         optim="adamw_torch_fused",
         seed=given.seed,
+        bf16=given.precision == "bf16",
         save_strategy="no",
         logging_steps=10,
         report_to=[],
