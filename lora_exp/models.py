@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -90,6 +91,9 @@ def sharing(backbone: Backbone) -> Backbone:
     model = backbone.model
     shared = {id(p): p for name, p in model.named_parameters() if name not in backbone.head}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
+    for module in model.modules():  # most of their many tables are empty: quicker to make anew
+        tables = [one for one in vars(module).values() if type(one) in (dict, OrderedDict)]
+        shared |= {id(one): type(one)() for one in tables if not one}
     return replace(backbone, model=deepcopy(model, shared))
 
 
