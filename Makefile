@@ -10,6 +10,7 @@
 .PHONY: help demo test lint bench
 
 VENV := .venv/bin/python
+INSTALL := $(VENV) -m pip install --disable-pip-version-check
 # Nothing here needs a model hub: the demo's backbone comes with a package.
 OFFLINE := HF_HUB_OFFLINE=1
 
@@ -34,9 +35,18 @@ bench: .venv/.dev ## the speed figures and the parity table, in benchmarks/
 	@set -e; for script in lora speed parity; do \
 		echo "== benchmarks/$$script.py"; $(OFFLINE) $(VENV) benchmarks/$$script.py; done
 
-# A stamp says that an extra is installed as these two files ask for; dev includes demo.
-.venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | $(VENV)
-	$(VENV) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
+# A stamp says that an extra is installed as these files ask for; dev includes demo.
+.venv/.demo: pyproject.toml constraints.txt | $(VENV)
+	$(INSTALL) -c constraints.txt -e '.[demo]'
+	@touch $@
+
+# What CI installs: pip compares every file with hashes.txt before it uses it. setuptools comes first:
+# a package without a wheel is built with it, and not with what pip would fetch for that by itself.
+# The last line fetches only what a CUDA build of torch brings along, unhashed; on CI, nothing.
+.venv/.dev: pyproject.toml constraints.txt hashes.txt | $(VENV)
+	sed -n '/^setuptools==/,/[^\\]$$/p' hashes.txt | $(INSTALL) --require-hashes -r /dev/stdin
+	$(INSTALL) --require-hashes --no-deps --no-build-isolation -r hashes.txt
+	$(INSTALL) --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/.demo
 
 # `ensurepip` is what Debian's python3 lacks without python3-venv.
