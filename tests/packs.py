@@ -102,7 +102,7 @@ def queue(configs: list[Config], size: int) -> list[Path]:
     for config in configs:
         found = job.identify(replace(config, pack=PackConfig(size)))
         if found.folder.result is None:
-            found.folder.create(found.config, {"group": found.group})
+            found.folder.create(found.config, {"group": found.group, "content": found.content})
         paths.append(found.folder.path)
     return paths
 

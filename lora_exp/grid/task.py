@@ -105,7 +105,7 @@ def _train_together(path: Path) -> tuple[Sequence[Ticket], int]:
     # Jobs may share a node.
     os.environ["MASTER_PORT"] = str(20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000)
     try:
-        execute(folder.config, folder.provenance.get("overrides", []))
+        execute(folder.config_to_train, folder.provenance.get("overrides", []))
     except RunBusy as error:
         log.info("%s", error)
     except UserError as error:

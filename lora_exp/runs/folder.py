@@ -20,6 +20,7 @@ from lora_exp.runs import files
 from lora_exp.runs.config import Config
 from lora_exp.runs.lease import Lease, Owner, RunBusy, hold
 from lora_exp.runs.shapes import CHECKS, is_line, is_text
+from lora_exp.runs.signature import signature
 from lora_exp.runs.values import from_yaml, to_yaml
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,6 +30,8 @@ PROGRESS = ("attempt", "step", "total_steps", "epoch", "seconds", "pack")
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
 
 
+PRINTS = ("data", "backbone", "start")
+"""Of `run.json`, the fingerprints that its signature is made of."""
 LOWER_IS_BETTER = ("perplexity",)
 """Of the metrics that decide the best epoch."""
 
@@ -132,6 +135,25 @@ class RunFolder:
         except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
             problem = f"it is damaged ({str(error).splitlines()[0]})"
         raise UserError(f"{file}: {problem}, so nobody knows what was to be trained.")
+
+    @property
+    def config_to_train(self) -> Config:
+        """The config, if it is the one whose signature the folder's name has.
+
+        Raises:
+            UserError: if it is missing, damaged, or another one.
+        """
+        config = self.config
+        content: dict[str, str] = self.provenance.get("content") or {}
+        if {"data", "backbone"} <= content.keys():  # otherwise nobody can know
+            prints = {name: content[name] for name in PRINTS if name in content}
+            if signature(config, **prints) != self.signature:
+                raise UserError(
+                    f"{self.path / 'config.yaml'}: it was changed, and is not what the run was "
+                    f"made with: {self.signature} is not its signature. Undo that; or remove the "
+                    "file, and give the command that made the run again, which writes it anew."
+                )
+        return config
 
     @property
     def provenance(self) -> dict[str, Any]:

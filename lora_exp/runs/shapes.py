@@ -32,7 +32,14 @@ RESULT = (
     "peak_memory_bytes",
     "sources_per_second",
 )
-ORIGIN = {"signature": str, "group": str, "overrides": list, "git": dict, "packages": dict}
+ORIGIN = {
+    "signature": str,
+    "group": str,
+    "overrides": list,
+    "content": dict,
+    "git": dict,
+    "packages": dict,
+}
 
 
 def is_status(value: Any) -> bool:

@@ -122,6 +122,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
                 kept = console.shown(folder.supersede())
                 log.info("The former result is kept in %s.", kept)
             folder.create(config, record, patch)
+            _ = folder.config_to_train  # of a run that is there: what others will read
             folder.withdraw_cancel()
             stack.enter_context(console.also_to(folder.log))
         run = member(config, folder, workplace, backbone, data, "", others)

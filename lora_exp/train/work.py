@@ -128,7 +128,7 @@ class _Shift:
                     continue
                 stack.enter_context(console.also_to(folder.log, logger))
                 # It may have been moved since it was queued.
-                config = replace(folder.config, outputs=str(folder.path.parent.parent))
+                config = replace(folder.config_to_train, outputs=str(folder.path.parent.parent))
                 backbone, data = self.workplace.prepare(config)
                 run = member(config, folder, self.workplace, backbone, data, name, None)
             except RunBusy:

@@ -96,12 +96,12 @@ def _recorded(
 
 
 def _queue(folder: RunFolder) -> bool:
-    """Let a run be trained, unless it is, or is done by now, or its config is lost."""
+    """Let a run be trained, unless it is, or is done by now, or its config is lost or changed."""
     from lora_exp.grid.plan import queue
 
     try:
         with folder.lock():
-            if folder.result is None and folder.config:  # which it must have
+            if folder.result is None and folder.config_to_train:  # which it must have
                 queue(folder)
                 return True
     except UserError as error:

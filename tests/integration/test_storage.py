@@ -34,6 +34,7 @@ from integration.storage import (
 )
 from packs import Listed
 
+from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import STALE_SECONDS
 from lora_exp.runs.store import all_runs
 from lora_exp.train.work import work
@@ -155,6 +156,32 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
     damage: Callable[[Path], object], both: bool, storage: Storage
 ) -> None:
     assert storage.checkpoint_is(damage, both=both) == []
+
+
+# -- configs ---------------------------------------------------------------------------------------
+
+
+def test_a_config_that_was_changed_is_not_trained(storage: Storage, stopped: Path) -> None:
+    """By a worker, `retry` or the same command, until it is as it was; then nothing is lost."""
+    (run,) = (stopped / "runs").iterdir()
+    file, metrics = run / "config.yaml", run / "metrics.jsonl"
+    content, lines = file.read_text(), metrics.read_text()
+    file.write_text(content.replace("seed: 1", "seed: 3"))
+    ended = forked.call(lambda: work(Listed([run]), "cpu"))
+    assert ended.status == 0, ended.output
+    status = RunFolder(run).status
+    assert status["state"] == "failed"
+    assert f"{file}: it was changed" in status["reason"]
+    retried = forked.run("retry", "state=failed", "--outputs", str(stopped))
+    assert f"{file}: it was changed" in retried.output
+    assert "There is nothing to retry" in retried.output
+    assert f"{file}: it was changed" in message(solo(storage.model, stopped, 0.0))
+    assert metrics.read_text() == lines
+    file.write_text(content.replace("checkpoint_seconds: ", "checkpoint_seconds: 1"))
+    assert RunFolder(run).config_to_train, "what does not decide the result is the user's"
+    file.unlink()  # as the message says
+    assert [*storage.goes_on(stopped)] == []
+    assert RunFolder(run).config_to_train.seed == 1
 
 
 # -- other places and times ------------------------------------------------------------------------
