@@ -12,7 +12,7 @@ from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import RunBusy
 from lora_exp.runs.records import UNFINISHED, Records
 from lora_exp.text import count
-from lora_exp.verbs.arguments import Filter, Outputs
+from lora_exp.verbs.arguments import Filter, Outputs, meant
 from lora_exp.verbs.choice import required
 
 CANCELLED, ASKED, ENDED = "cancelled", "asked", "ended"
@@ -23,9 +23,7 @@ def cancel(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
 
     `retry` lets them go on from there.
     """
-    selector = required(filters, "cancel")
-    records = Records(outputs)
-    chosen = selector.among(records.runs)
+    chosen = meant(required(filters, "cancel"), Records(outputs))
     counts = Counter(_cancel(run.folder) for run in chosen)
     if counts[CANCELLED]:
         typer.echo(f"Cancelled: {count(counts[CANCELLED])}.")
@@ -33,8 +31,6 @@ def cancel(filters: Filter = None, outputs: Outputs = Path("outputs")) -> None:
         typer.echo(f"Being trained, and saved and ended in some seconds: {count(counts[ASKED])}.")
     if counts[ENDED]:
         typer.echo(f"Ended before, and left as they are: {count(counts[ENDED])}.")
-    if not chosen:
-        typer.echo(f"No run is meant by {selector}.")
     for grid in {grid.path: grid for run in chosen for grid in run.grids}.values():
         jobs = [entry["job"] for entry in grid.jobs]
         if jobs and not any(map(_goes_on, grid.runs)):

@@ -36,7 +36,7 @@ LOOKING = {
     "filtered": ["status", "task=rte", "lora.r>1"],
     "report": ["report"],
     "report to a file": ["report", "--json", "-"],
-    "cancel": ["cancel", "state=queued"],
+    "cancel": ["cancel", "state=done"],
 }
 
 

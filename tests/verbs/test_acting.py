@@ -68,6 +68,9 @@ def test_cancel(store: Store, capsys: Capture) -> None:
     assert not queued.cancel_requested
     assert queued.status["step"] == 3, "it can go on from there"
     assert store.states()["7"] == "queued"
+    status, text = store.say(capsys, "cancel", "task=rte", "state=queued")
+    assert status == 2
+    assert "None of 7 runs is meant by task=rte state=queued." in text
 
 
 def test_jobs_are_cancelled_when_nothing_is_left_of_their_grid(
