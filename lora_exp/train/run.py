@@ -119,6 +119,7 @@ class Run:
         self._norm = torch.zeros(())  # of the last update's gradient
         self._clock: float | None = None  # since when updates are being made
         self._begun = self._saved = self._beat = self._told = time.monotonic()
+        self._unsaid = False  # the last heartbeat could not be written
         self._save_seconds = 0.0
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -320,13 +321,25 @@ class Run:
     def heartbeat(self, *, now: bool = False) -> None:
         """Say in the status that the run is alive, every few seconds, and see whether it may go on.
 
+        What cannot be said now is said the next time: it is not worth the run.
+
         Raises:
             Fenced: if another process has taken the run over.
+            OSError: if the disk is full.
         """
-        if now or time.monotonic() - self._beat >= HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
+        if not now and time.monotonic() - self._beat < HEARTBEAT_SECONDS:
+            return
+        self._beat = time.monotonic()
+        try:
             self._set_status("running")
             self.cancelled = self.folder.cancel_requested
+            self._unsaid = False
+        except OSError as error:
+            if files.is_disk_full(error):
+                raise
+            if not self._unsaid:
+                self.log.warning("The status cannot be written for now (%s).", error)
+            self._unsaid = True
 
     def _set_status(self, state: State, **details: Any) -> None:
         if self.ranks.first:

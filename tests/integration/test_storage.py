@@ -34,6 +34,7 @@ from integration.storage import (
 )
 from packs import Listed
 
+from lora_exp.runs import files
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.lease import STALE_SECONDS
 from lora_exp.runs.store import all_runs
@@ -72,6 +73,56 @@ def test_a_disk_that_fails(place: float, for_good: bool, storage: Storage) -> No
     number = int(place * storage.whole.operations)
     code = errno.EROFS if for_good else errno.EIO
     assert storage.operation_fails(number, code, for_good=for_good) == []
+
+
+def on_heartbeats(happens: Callable[[int, Path], None]) -> Callable[[], None]:
+    """What lets a run have one at each step, before which something happens: it is told the
+    number, from 0 (of the start), and the file."""
+
+    def before() -> None:
+        from lora_exp.train import run
+
+        run.HEARTBEAT_SECONDS = 0.0
+        write, numbers = files.write, itertools.count()
+
+        def disturbed(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+            if path.name == "status.json":
+                happens(next(numbers), path)
+            write(path, content, durable=durable)
+
+        files.write = disturbed
+
+    return before
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_heartbeat_that_cannot_be_written(code: int, storage: Storage, tmp_path: Path) -> None:
+    """It is not worth a run, but on a disk that is full, which waits for room."""
+
+    def fails(number: int, path: Path) -> None:
+        if number in (5, 6, 7, 10):
+            raise OSError(code, os.strerror(code), str(path))
+
+    ended = solo(storage.model, tmp_path / "outputs", 0.0, on_heartbeats(fails))
+    told = ended.output.count("The status cannot be written for now")
+    assert (ended.status, told) == ((0, 2) if code == errno.EIO else (1, 0)), ended.output
+    assert "Traceback" not in ended.output
+    assert [*storage.goes_on(tmp_path / "outputs")] == []
+
+
+def test_a_heartbeat_of_a_run_that_was_taken_over(storage: Storage, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+
+    def taken(number: int, path: Path) -> None:
+        if number == 5:
+            (lease,) = (one for one in outputs.glob("leases/*/*") if one.name.isdecimal())
+            lease.rename(lease.with_name(str(int(lease.name) + 1)))
+
+    ended = solo(storage.model, outputs, 0.0, on_heartbeats(taken))
+    assert ended.status == 1, ended.output
+    assert "another process has taken it over" in ended.output
+    (run,) = all_runs(outputs)
+    assert run.status["step"] < 10
 
 
 @needs_mount
