@@ -36,6 +36,8 @@ class Server(ThreadingHTTPServer):
         self.runs: dict[str, Stored] = {}
         self.views: dict[str, dict[str, Any]] = {}
         """Saved workspaces and reports, by id."""
+        self.refused = ""
+        """A query of which it says that it has an error."""
         self.unknown: list[str] = []
         """Queries that it has no answer to."""
         super().__init__(("127.0.0.1", 0), Answer)
@@ -62,12 +64,16 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        errors: dict[str, Any] = {}
         if self.path.endswith("/file_stream"):
             self._stream(self.path.split("/")[-2], body)
             data: dict[str, Any] = {}
         else:
-            data = self._query(body.get("query", ""), body.get("variables") or {})
-        answer = json.dumps({"data": data}).encode()
+            query = body.get("query", "")
+            data = self._query(query, body.get("variables") or {})
+            if self.server.refused and self.server.refused in query:
+                data, errors = {}, {"errors": [{"message": "permission denied"}]}
+        answer = json.dumps({"data": data} | errors).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lora_exp.runs import files
 from lora_exp.track.dashboard import Dashboard
@@ -30,14 +31,31 @@ def save(dashboard: Dashboard, folder: Path) -> tuple[str, str]:
     file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.json"
     before = files.read_json(file) or {}
     workspace, report = dashboard.workspace(), dashboard.report()
-    with suppress(Exception):  # it was deleted there; a new one is made
-        known = ws.Workspace.from_url(before["workspace"])
+    if (known := _saved(ws.Workspace.from_url, before.get("workspace"))) is not None:
         workspace._internal_name, workspace._internal_id = known._internal_name, known._internal_id
-    with suppress(Exception):
-        report.id = wr.Report.from_url(before["report"]).id
+    if (known := _saved(wr.Report.from_url, before.get("report"))) is not None:
+        report.id = known.id
     workspace.save()
     report.save()
     folder.mkdir(parents=True, exist_ok=True)
     addresses = {"workspace": workspace.url, "report": report.url}
     files.write_json(file, addresses)
     return workspace.url, report.url
+
+
+def _saved(load: Callable[[str], Any], address: str | None) -> Any | None:
+    """What W&B has at an address; None if it was never saved, or was deleted there.
+
+    Raises:
+        Exception: of any kind, if W&B does not say: a second one would be made in its place.
+    """
+    if address is None:
+        return None
+    try:
+        return load(address)
+    except TypeError:  # the package reads on in an answer that says of a report: null
+        return None
+    except Exception as error:
+        if re.search(r"^Workspace .* not found|\b404\b", str(error)):
+            return None
+        raise

@@ -182,6 +182,34 @@ def test_a_dashboard_is_saved_and_renewed_in_its_place(
     assert all("lora.value.r" in view["spec"] for view in server.views.values())
 
 
+@pytest.mark.parametrize("query", ["allViews", "query SpecificReport"])
+def test_a_dashboard_that_cannot_be_looked_up_is_left_as_it_is(
+    query: str, store: stores.Store, server: wandb_server.Server
+) -> None:
+    """Only of one that was deleted at W&B a new one is made."""
+    run = trained(store, tracker__project="p")
+    store.grid("mine", [run])
+    assert called(store, "dashboard", "mine", **at(server))[0] == 0
+    before, addresses = dict(server.views), saved(store)
+    server.refused = query
+    status, said = called(store, "dashboard", "mine", **at(server))
+    assert status == 1
+    assert said.startswith("lora_exp: dashboard: W&B does not take it (")
+    assert "permission denied" in said
+    assert (server.views, saved(store)) == (before, addresses)
+    server.refused = ""
+    server.views.clear()
+    status, said = called(store, "dashboard", "mine", **at(server))
+    assert status == 0, said
+    assert len(server.views) == 2
+
+
+def saved(store: stores.Store) -> dict[str, str]:
+    """Where the dashboard is, as it was kept."""
+    (file,) = (store.outputs / "wandb" / "dashboards").iterdir()
+    return json.loads(file.read_text())
+
+
 def test_a_dashboard_of_nothing_is_refused(
     store: stores.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
