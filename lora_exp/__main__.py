@@ -9,10 +9,11 @@ from lora_exp import cli
 
 def main() -> None:
     """`lora_exp.cli.main`, whatever the locale: names of files may have any letters."""
-    if sys.getfilesystemencoding() == "ascii":  # LC_ALL=C and PYTHONUTF8=0
+    # LC_ALL=C and PYTHONUTF8=0, or Latin-1; and once alone, for Python may be told to ignore it.
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    if isinstance(sys.stdout, io.TextIOWrapper):  # such as Latin-1, which has no ellipsis
+    if isinstance(sys.stdout, io.TextIOWrapper):  # PYTHONIOENCODING may name one without ellipsis
         sys.stdout.reconfigure(errors="replace")
     cli.main()
 

@@ -45,6 +45,7 @@ EXPLAINED: dict[str, Callable[[], bool]] = {
     "needs root": lambda: os.geteuid() != 0,
     "needs the right to mount": _cannot_mount,
     "../shared": lambda: not SHARED.exists(),
+    "needs localedef": lambda: shutil.which("localedef") is None,
     "needs LaTeX": lambda: shutil.which("pdflatex") is None,
     "needs Java": lambda: shutil.which("java") is None,
     "needs Chromium": lambda: not (shutil.which("chromium") and shutil.which("chromedriver")),

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,12 +79,41 @@ def check_equal(run: RunFolder, plain: RunFolder) -> None:
     assert found == expected
 
 
-def test_no_git_no_home_no_terminal_no_utf8(plain: RunFolder, tiny: Path, foreign: Path) -> None:
+def latin1(folder: Path) -> dict[str, str]:
+    """What makes Latin-1 the encoding of a process: a locale that is made for it."""
+    if shutil.which("localedef") is None:
+        pytest.skip("needs localedef")
+    every = {f"<U{number:04X}>": chr(number) for number in range(256)}
+    codes = "\n".join(f"{name} /x{ord(letter):02x} one" for name, letter in every.items())
+    head = "<code_set_name> ISO-8859-1\n<comment_char> %\n<escape_char> /\nCHARMAP\n"
+    (folder / "charmap").write_text(f"{head}{codes}\nEND CHARMAP\n")
+    kinds = {"upper": str.isupper, "lower": str.islower, "alpha": str.isalpha}
+    kinds |= {"digit": string.digits.__contains__, "space": "\t\n\v\f\r ".__contains__}
+    lines = [
+        f"{kind} {';'.join(name for name, letter in every.items() if holds(letter))}\n"
+        for kind, holds in kinds.items()
+    ]
+    head = "comment_char %\nescape_char /\nLC_CTYPE\n"
+    (folder / "source").write_text(f"{head}{''.join(lines)}END LC_CTYPE\n")
+    sources = ["-f", folder / "charmap", "-i", folder / "source"]
+    subprocess.run(["localedef", "-c", *sources, folder / "latin1"], capture_output=True)
+    environment = {"LOCPATH": str(folder), "LC_ALL": "latin1"}
+    asked = [sys.executable, "-c", "import sys; print(sys.getfilesystemencoding())"]
+    asked = subprocess.run(asked, env=environment, capture_output=True, text=True)
+    assert asked.stdout == "iso8859-1\n"
+    return environment
+
+
+@pytest.mark.parametrize("locale", ["C", "Latin-1"])
+def test_no_git_no_home_no_terminal_no_utf8(
+    locale: str, plain: RunFolder, tiny: Path, foreign: Path, tmp_path: Path
+) -> None:
     model, outputs = foreign / "tïny bert", foreign / "outputs"
     shutil.copytree(tiny, model)
     nothing = foreign / "nothing"
     nothing.mkdir()
-    bare = {"PATH": str(nothing), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    bare = {"PATH": str(nothing), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    bare |= {"LC_ALL": "C"} if locale == "C" else latin1(tmp_path)
     bare |= {"COLUMNS": "20", "TERM": "dumb"}
     done = lora_exp(bare, *of(model, outputs))
     assert done.returncode == 0, done.stderr
@@ -99,6 +129,9 @@ def test_no_git_no_home_no_terminal_no_utf8(plain: RunFolder, tiny: Path, foreig
     assert row["model"] == "tïny bert"
     assert run.result is not None
     assert float(row["mean"]) == run.result["metrics"]["matthews_correlation"]
+    refused = lora_exp(bare, *of(foreign / "t\udcefny", outputs))  # a byte of Latin-1
+    assert refused.returncode == 2
+    assert "has the character '\\udcef', which is no text" in refused.stderr
 
 
 def test_code_that_is_only_read_and_a_home_that_is_not_there(
