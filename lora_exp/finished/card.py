@@ -78,7 +78,7 @@ def _parts(run: RunFolder) -> Iterator[str]:
     for metric, value in _metrics(result):
         decimals = DECIMALS if in_percent(metric) else 4
         yield f"| {metric} | {_split(config, metric)} | {value * scale(metric):.{decimals}f} |"
-    for metric, reason in result.get("missing", {}).items():
+    for metric, reason in (result.get("missing") or {}).items():
         yield f"| {metric} | {_split(config, metric)} | not measured: {reason} |"
     yield (
         f"\nOf {result['total_parameters']:,} parameters {result['trainable_parameters']:,} were "

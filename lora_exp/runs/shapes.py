@@ -24,14 +24,17 @@ STATUS = {
     "job": str,
     "reason": str,
 }
-RESULT = (
-    "best_epoch",
-    "trainable_parameters",
-    "wall_seconds",
-    "train_seconds",
-    "peak_memory_bytes",
-    "sources_per_second",
-)
+RESULT = {
+    "best_epoch": NUMBER,
+    "trainable_parameters": NUMBER,
+    "total_parameters": NUMBER,
+    "wall_seconds": NUMBER,
+    "train_seconds": NUMBER,
+    "peak_memory_bytes": NUMBER,
+    "sources_per_second": NUMBER,
+    "labels": list,
+    "missing": dict,
+}
 ORIGIN = {
     "signature": str,
     "group": str,
@@ -52,9 +55,10 @@ def is_result(value: Any) -> bool:
     metrics = value.get("metrics") if isinstance(value, dict) else None
     return (
         isinstance(metrics, dict)
-        and _fit(value, dict.fromkeys(RESULT, NUMBER))
+        and _fit(value, RESULT)
         and bool(metrics.keys() - {"loss"})
         and all(isinstance(one, (*NUMBER, type(None))) for one in metrics.values())
+        and all(isinstance(reason, str) for reason in (value.get("missing") or {}).values())
     )
 
 

@@ -72,7 +72,7 @@ def _outcome(record: RunRecord) -> str:
         for name, (key, tell) in shown.items()
         if result.get(key) is not None
     }
-    rest |= {f"no {metric}": reason for metric, reason in result.get("missing", {}).items()}
+    rest |= {f"no {metric}": reason for metric, reason in (result.get("missing") or {}).items()}
     return told + "".join(f"\n{name}: {value}" for name, value in rest.items())
 
 

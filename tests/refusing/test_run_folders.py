@@ -8,7 +8,7 @@ from pathlib import Path
 
 import commands
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from stores import RESULT, Store
 
@@ -160,6 +160,8 @@ OBJECTS = st.dictionaries(st.sampled_from([*KEYS, *RESULT]), VALUES, max_size=6)
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.sampled_from(FILES), OBJECTS, st.booleans())
+@example("result.json", {"missing": None}, True)
+@example("result.json", {"missing": {"bleu": ["no Java"]}}, True)
 def test_no_json_breaks_a_look(store: Store, file: str, values: dict, on_top: bool) -> None:
     if not store.made:
         store.run("done")
