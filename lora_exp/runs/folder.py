@@ -28,8 +28,6 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 PROGRESS = ("attempt", "step", "total_steps", "epoch", "seconds", "pack")
 """Of the status: how far the run has come."""
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
-
-
 PRINTS = ("data", "backbone", "start")
 """Of `run.json`, the fingerprints that its signature is made of."""
 LOWER_IS_BETTER = ("perplexity",)
@@ -149,9 +147,10 @@ class RunFolder:
             prints = {name: content[name] for name in PRINTS if name in content}
             if signature(config, **prints) != self.signature:
                 raise UserError(
-                    f"{self.path / 'config.yaml'}: it was changed, and is not what the run was "
-                    f"made with: {self.signature} is not its signature. Undo that; or remove the "
-                    "file, and give the command that made the run again, which writes it anew."
+                    f"{self.path / 'config.yaml'}: it was changed, or lora_exp's defaults were, "
+                    f"and is not what the run was made with: {self.signature} is not its "
+                    "signature. Undo that; or remove the file, and give the command that made the "
+                    "run again, which writes it anew."
                 )
         return config
 
