@@ -58,9 +58,9 @@ class Launched:
         [grid] = [grid for grid in all_grids(self.outputs) if grid.name not in known]
         return grid
 
-    def told(self, verb: str) -> str:
+    def told(self, *words: str) -> str:
         """What a verb answers about the outputs."""
-        return ask(sys.executable, "-m", "lora_exp", verb, "--outputs", str(self.outputs))
+        return ask(sys.executable, "-m", "lora_exp", *words, "--outputs", str(self.outputs))
 
     @property
     def runs(self) -> list[RunFolder]:
@@ -72,15 +72,16 @@ class Launched:
         """Of all runs."""
         return [run.status["state"] for run in self.runs]
 
-    def caught(self, but: RunFolder | None = None) -> RunFolder:
-        """A run in the middle of its training, whose worker is stopped until it gets SIGCONT, which
-        SLURM sends along with other signals; another one than `but`."""
+    def caught(self, but: RunFolder | None = None, lines: int = 3) -> RunFolder:
+        """A run in the middle of its training, with so many lines of metrics, whose worker is
+        stopped until it gets SIGCONT, which SLURM sends along with other signals; another one than
+        `but`."""
 
         def catch() -> RunFolder | None:
             for run in self.runs:
                 if but is not None and run.name == but.name:
                     continue
-                if run.status["state"] == "running" and len([*run.metrics()]) >= 3:
+                if run.status["state"] == "running" and len([*run.metrics()]) >= lines:
                     os.kill(run.status["pid"], signal.SIGSTOP)
                     if run.status["state"] == "running":
                         return run

@@ -127,10 +127,17 @@ class Submission:
         return [job["job"] for job in own if not job["closing"]]
 
 
-def progress(runs: Sequence[RunFolder]) -> int:
-    """A number that grows whenever one of the runs comes a step further, or to an end."""
-    states = [run.status for run in runs]
-    return sum(status.get("step", 0) + (status["state"] in ENDED) for status in states)
+def progress(runs: Sequence[RunFolder]) -> list[int]:
+    """How many of the runs have ended, and what is kept of the others: the updates in checkpoints,
+    and the bytes of texts.
+
+    It grows, as lists are compared, if one of them comes further. What a killed process takes along
+    is no progress: a run that never comes as far as a checkpoint would be trained for ever.
+    """
+    left = [run for run in runs if run.status["state"] not in ENDED]
+    texts = [file for run in left for file in run.texts_file.parent.glob("*")]
+    kept = sum(run.saved_step for run in left) + sum(file.stat().st_size for file in texts)
+    return [len(runs) - len(left), kept]
 
 
 def end(run: RunFolder, state: Literal["failed", "cancelled"], **details: str) -> None:

@@ -24,7 +24,7 @@ from lora_exp.train.interruption import Interruption
 
 log = logging.getLogger("lora_exp")
 RESTARTS = 3
-"""A job that was started again so often and then came no step further does not ask for more."""
+"""A job that was started again so often and then saved no step more does not ask for another."""
 LEFT = ("pending", "given", "preempted")
 """States of tickets that are still to be trained."""
 
@@ -52,7 +52,7 @@ class Task:
         console.set_up(alone=False)
         submission = Submission(self.path)
         often = Owner.here().restarts >= RESTARTS
-        before = progress(submission.runs) if often else -1
+        before = progress(submission.runs) if often else []
         if submission.record["together"]:
             name = submission.record["runs"][self.number][0]
             tickets, status = _train_together(submission.grid.outputs / "runs" / name)
@@ -149,10 +149,15 @@ def _leave(tickets: Sequence[Ticket], *, again: bool) -> None:
             if ticket.state == "preempted":
                 end(RunFolder(ticket.path), "cancelled")
     elif fate == "running" and again:
-        done = subprocess.run(
-            ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True
-        )
+        done = subprocess.run(["scontrol", "requeue", _name()], capture_output=True, text=True)
         log.info("Requeued; runs are left. %s", done.stderr.strip())
+
+
+def _name() -> str:
+    """This job: `123`, or `123_4`, as 123 may be one element's own number and means all of them."""
+    name = Owner.here().job
+    assert name is not None
+    return name
 
 
 def _fate() -> str:
@@ -162,9 +167,7 @@ def _fate() -> str:
     `cancelled`: somebody wants it to end; `ended`: it ends, or starts again, by itself.
     """
     told = subprocess.run(
-        ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]],
-        capture_output=True,
-        text=True,
+        ["scontrol", "show", "job", "-o", _name()], capture_output=True, text=True
     ).stdout
     said = dict(re.findall(r"(\w+)=(\S*)", told))
     if said.get("JobState") == "RUNNING":

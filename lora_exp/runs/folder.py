@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 """The files of a run's `adapter/`."""
 PROGRESS = ("attempt", "step", "total_steps", "epoch", "seconds", "pack")
 """Of the status: how far the run has come."""
+CHECKPOINT = re.compile(r"\d+-step-(\d+)-[0-9a-f]+\.safetensors")
+"""The name of a file in `checkpoint/`: its number, the updates made, its checksum."""
 State = Literal["queued", "running", "done", "failed", "preempted", "cancelled"]
 PRINTS = ("data", "backbone", "start")
 """Of `run.json`, the fingerprints that its signature is made of."""
@@ -178,6 +181,13 @@ class RunFolder:
         except (ValueError, RecursionError):  # empty, after a loss of power
             return None
         return value if CHECKS[name](value) else None
+
+    @property
+    def saved_step(self) -> int:
+        """That of the newest checkpoint, 0 where there is none."""
+        names = sorted(path.name for path in self.checkpoint.glob("*"))
+        steps = [found[1] for name in names if (found := CHECKPOINT.fullmatch(name))]
+        return int(steps[-1]) if steps else 0
 
     @property
     def result(self) -> dict[str, Any] | None:

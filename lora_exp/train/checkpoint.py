@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_exp.runs import files
+from lora_exp.runs.folder import CHECKPOINT
 
 GENERATIONS = 2
 
@@ -100,8 +101,7 @@ def generations(folder: Path) -> list[Path]:
     """The checkpoints there are, newest first."""
     if not folder.is_dir():
         return []
-    pattern = re.compile(r"\d+-step-\d+-[0-9a-f]+\.safetensors")
-    return sorted((p for p in folder.iterdir() if pattern.fullmatch(p.name)), reverse=True)
+    return sorted((p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name)), reverse=True)
 
 
 def _digest(path: Path) -> str:

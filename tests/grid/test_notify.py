@@ -191,7 +191,7 @@ def test_the_last_closing_job_tells(
     submission = grid.path / "jobs" / "1"
     submission.mkdir(parents=True)
     record = {"runs": [[run.name, None, None] for run in grid.runs[:2]], "settings": {}}
-    files.write_json(submission / "submission.json", record | {"progress": 0, "stalled": 0})
+    files.write_json(submission / "submission.json", record | {"progress": [0, 0], "stalled": 0})
     waiting = grid.runs[-1]
     waiting.set_status("queued")
     Close(Submission(submission).path)()

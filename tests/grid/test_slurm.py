@@ -17,12 +17,13 @@ from lora_exp.grid import slurm, task
 from lora_exp.grid.close import Close
 from lora_exp.grid.queue import Queue, Ticket
 from lora_exp.grid.slurm import SlurmSettings
-from lora_exp.grid.submission import Shape, Submission, shapes
+from lora_exp.grid.submission import Shape, Submission, progress, shapes
 from lora_exp.grid.task import Task
 from lora_exp.runs.config import Config
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.grid import Grid
 from lora_exp.runs.values import from_mapping
+from lora_exp.train import checkpoint
 
 SBATCH = """#!/bin/sh
 cat "$1" >> "$SAID/scripts"
@@ -229,6 +230,13 @@ def in_a_job(said: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_a_signal_means_is_asked(in_a_job: Path, told: str, fate: str):
     (in_a_job / "job").write_text(f"JobId=8 {told} ExitCode=0:15")
     assert task._fate() == fate
+    assert (in_a_job / "asked").read_text() == "show job -o 7_0\n"  # 7 would be all elements
+
+
+def save(run: RunFolder, step: int) -> None:
+    """Write a checkpoint, as training does."""
+    run.set_status("preempted", step=step)
+    checkpoint.save(run.checkpoint, step, {}, {})
 
 
 class Stopped:
@@ -240,7 +248,7 @@ class Stopped:
         self.queue, self.stopped = queue, signal.SIGUSR2
 
     def run(self) -> None:
-        RunFolder(self.queue.tickets[0].path).set_status("preempted", step=5 + self.steps)
+        save(RunFolder(self.queue.tickets[0].path), 5 + self.steps)
 
 
 @pytest.mark.parametrize(
@@ -257,13 +265,13 @@ def test_a_job_that_comes_no_further_is_not_requeued_for_ever(
     monkeypatch.setattr(task, "Coordinator", Stopped)
     monkeypatch.setattr(Stopped, "steps", steps)
     submission, [run] = submitted(tmp_path / "outputs", 1)
-    run.set_status("preempted", step=5)
+    save(run, 5)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     (in_a_job / "job").write_text(f"JobId=8 JobState=RUNNING Reason=None Restarts={restarts}")
     with pytest.raises(SystemExit) as left:
         Task(submission.path, 0, 1)()
     assert left.value.code == 128 + signal.SIGUSR2
-    assert ("requeue 8" in (in_a_job / "asked").read_text().splitlines()) is again
+    assert ("requeue 7_0" in (in_a_job / "asked").read_text().splitlines()) is again
 
 
 def test_the_runs_of_a_cancelled_job_are_cancelled(
@@ -307,7 +315,7 @@ class TestClosing:
 
     def test_what_is_left_is_submitted_again_with_its_code(self, said: Path, tmp_path: Path):
         submission, runs = submitted(tmp_path / "outputs", 3)
-        runs[0].set_status("preempted", step=5, job="101_0")
+        save(runs[0], 5)
         runs[1].set_status("failed")
         assert len(self.close(said, submission, "101_[0-2] NODE_FAIL None")) == 2
         again = Submission(submission.path.parent / "2")
@@ -336,6 +344,23 @@ class TestClosing:
             self.close(said, submission, "105 NODE_FAIL None")
         assert run.status["state"] == "failed"
         assert "ended 3 times without progress, at last NODE_FAIL" in run.status["reason"]
+
+    def test_what_is_lost_with_a_killed_process_is_no_progress(self, said: Path, tmp_path: Path):
+        submission, [run] = submitted(tmp_path / "outputs", 1)
+        for number in (2, 3):
+            run.set_status("running", step=100 * number, job="101")
+            assert len(self.close(said, submission, "101 FAILED None")) == 2
+            submission = Submission(submission.path.parent / str(number))
+        with pytest.raises(SystemExit):
+            self.close(said, submission, "105 FAILED None")
+
+    def test_texts_are_progress(self, tmp_path: Path):
+        _, [run] = grid(tmp_path / "outputs", 1)
+        save(run, 5)
+        before = progress([run])
+        run.texts_file.parent.mkdir()
+        run.texts_file.write_text("{}")
+        assert progress([run]) > before
 
 
 def test_settings_survive_the_submission(said: Path, tmp_path: Path):

@@ -15,12 +15,16 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NU
 
 
 @contextmanager
-def workplace() -> Iterator[tuple[Path, Path]]:
-    """A folder for outputs, not made yet, and that of a tiny model; both are gone afterwards."""
+def workplace(**changes: int) -> Iterator[tuple[Path, Path]]:
+    """A folder for outputs, not made yet, and that of a tiny model; both are gone afterwards.
+
+    Args:
+        changes: of the model's config.
+    """
     from tiny import save
 
     with tempfile.TemporaryDirectory(prefix="lora_exp-") as folder:
-        yield Path(folder) / "outputs", save(Path(folder) / "tiny-bert")
+        yield Path(folder) / "outputs", save(Path(folder) / "tiny-bert", **changes)
 
 
 def command(*arguments: str) -> list[str]:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm_jobs import (
@@ -45,7 +46,7 @@ class Story:
 
     launched: Launched
     grids: list[Grid]
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[Any, object] = field(default_factory=dict)
 
     @property
     def jobs(self) -> list[str]:
@@ -103,6 +104,25 @@ def warned(launched: Launched) -> Story:
     grid = launched.submit("lora.r=1", "seed=1", *limits, *ON_N1)
     job = job_of(launched.caught())
     return Story(launched.finished(), [grid], {"restarts": fact(job, "Restarts")})
+
+
+def warned_often(launched: Launched) -> Story:
+    """The time limit comes near again and again, each time in the middle of the first epoch, for
+    the last of two jobs, whose number is that of their array. The other one has ended by then."""
+    grid = launched.submit("lora.r=1", "seed=1,2", *ON_N1)
+    first = launched.caught()
+    other, run = sorted([first, launched.caught(but=first)], key=job_of)
+    kill([other.status["pid"]], signal.SIGCONT)
+    wait_until(lambda: fact(job_of(other), "JobState") == "COMPLETED")
+    for warning in range(4):
+        launched.caught(but=other, lines=3 + 10 * warning)
+        ask("scancel", "--signal=USR2", job_of(run))  # as SLURM does before the limit
+        kill([run.status["pid"]], signal.SIGCONT)
+        wait_until(lambda: run.status["state"] != "running")
+    launched.finished()
+    array = grid.jobs[0]["job"]
+    restarts = {element: fact(f"{array}_{element}", "Restarts") for element in (0, 1)}
+    return Story(launched, [grid], restarts)
 
 
 def preempted(launched: Launched) -> Story:
@@ -225,6 +245,7 @@ def refused(launched: Launched) -> Story:
 SCENARIOS = (
     on_a_dead_node,
     warned,
+    warned_often,
     preempted,
     cancelled,
     killed,
@@ -289,6 +310,14 @@ def test_before_the_time_limit_a_run_is_saved_and_goes_on_in_the_same_job(storie
         story.facts["restarts"] != "0"
     )  # more than 1 if SLURM warns so early that nothing is done
     assert attempts(story.launched.runs) >= [2]
+    assert len(story.jobs) == 2
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_a_run_of_many_time_limits_is_that_of_none(stories: Stories):
+    story = stories[warned_often].result()
+    assert story.facts == {0: "0", 1: "4"}
+    assert sorted(attempts(story.launched.runs)) == [1, 5]
     assert len(story.jobs) == 2
     check_like_undisturbed(stories, story.launched.runs)
 
