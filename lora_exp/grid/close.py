@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
+from typing import TypeVar
 
 from lora_exp import console
 from lora_exp.errors import UserError
@@ -24,6 +25,9 @@ PATIENCE_SECONDS = STALE_SECONDS + 10
 """How long a run may seem to be trained after its process was killed."""
 STALLED = 3
 """Runs that were submitted so often without any progress have failed."""
+PAUSES = (5, 10, 20, 40, 80, 160)
+"""Seconds between two tries of what SLURM does not answer, or refuses: slurmctld may be away."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Close:
 
     def _close(self, submission: Submission) -> None:
         record = submission.record
-        jobs = cluster.states(submission.jobs)
+        jobs = _patiently(lambda: _states(submission), submission.grid)
         told = ", ".join(sorted({job.state for job in jobs.values()}))
         left = _abandoned([RunFolder(ticket.path) for ticket in submission.left()])
         cancelled = [run for run in left if _was_cancelled(run, jobs)]
@@ -62,7 +66,7 @@ class Close:
             if not cancelled:
                 _begin_next_stage(submission.grid, settings)
             return
-        stuck = progress(submission.runs) == record["progress"]
+        stuck = progress(submission.runs) <= record["progress"]
         stalled = record["stalled"] + 1 if stuck else 0
         if stalled >= STALLED:
             reason = f"SLURM jobs ended {STALLED} times without progress, at last {told}."
@@ -71,11 +75,10 @@ class Close:
             raise SystemExit(1)
         log.info("%d runs are left; their jobs: %s.", len(again), told)
         code = Path(record["code"])
-        try:
-            slurm.submit(submission.grid, again, settings, code=code, stalled=stalled)
-        except UserError as error:
-            log.error("%s", error)
-            raise SystemExit(1) from None
+        _patiently(
+            lambda: slurm.submit(submission.grid, again, settings, code=code, stalled=stalled),
+            submission.grid,
+        )
 
 
 def _begin_next_stage(grid: Grid, settings: slurm.SlurmSettings) -> None:
@@ -87,22 +90,49 @@ def _begin_next_stage(grid: Grid, settings: slurm.SlurmSettings) -> None:
     if any(run.status["state"] not in ENDED for run in grid.runs):
         return  # another closing job will see to it
     points = [Point(one.overrides, one.config) for one in stages.take(grid)]
-    try:
-        if points:
-            slurm.start(points, settings)
-    except UserError as error:
-        log.error("What waits cannot start: %s", error)
-        raise SystemExit(1) from None
+    if points:
+        _patiently(lambda: slurm.start(points, settings), grid)
+
+
+def _states(submission: Submission) -> dict[str, Job]:
+    """Where its jobs stand.
+
+    Raises:
+        UserError: if SLURM does not say.
+    """
+    jobs = cluster.states(submission.jobs)
+    if not all(job.known for job in jobs.values()):
+        raise UserError("squeue does not answer.")
+    return jobs
+
+
+def _patiently(act: Callable[[], T], grid: Grid) -> T:
+    """What an action comes to that needs SLURM, tried for some minutes.
+
+    Raises:
+        SystemExit: with status 1 if it fails even then.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return act()
+        except UserError as error:
+            if pause is None:
+                hint = console.verb(f"retry grid={grid.name} state=lost", grid.outputs)
+                log.error("%s What is left goes on with: %s", error, hint)
+                raise SystemExit(1) from None
+            log.warning("%s Tried again in %d s.", error, pause)
+            sleep(pause)
+    raise AssertionError
 
 
 def _abandoned(runs: Sequence[RunFolder]) -> list[RunFolder]:
     """Those that nobody trains; waits until it is known of all."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = monotonic() + PATIENCE_SECONDS
     while True:
         held = [run for run in runs if is_held(run.leases)]
-        if not held or time.monotonic() > deadline:
+        if not held or monotonic() > deadline:
             return [run for run in runs if run not in held]
-        time.sleep(1)
+        sleep(1)
 
 
 def _was_cancelled(run: RunFolder, jobs: Mapping[str, Job]) -> bool:

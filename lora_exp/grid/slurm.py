@@ -243,7 +243,8 @@ def _submit(
             break
         arrays.append(job)
         grid.add_job(job=job, tasks=len(chunk), closing=False, submission=submission.name)
-    wanted = {"time": 10, "cpus_per_task": 1, "mem": "1G"}
+    # srun would need slurmctld, which may be away when it starts.
+    wanted = {"time": 20, "cpus_per_task": 1, "mem": "1G", "use_srun": False}
     wanted |= {"dependency": "afterany:" + ":".join(arrays)}
     if settings.closing_partition is not None:
         wanted["partition"] = settings.closing_partition

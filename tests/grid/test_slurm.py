@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lora_exp.errors import UserError
-from lora_exp.grid import slurm, task
+from lora_exp.grid import close, slurm, task
 from lora_exp.grid.close import Close
 from lora_exp.grid.queue import Queue, Ticket
 from lora_exp.grid.slurm import SlurmSettings
@@ -361,6 +361,40 @@ class TestClosing:
         run.texts_file.parent.mkdir()
         run.texts_file.write_text("{}")
         assert progress([run]) > before
+
+    def test_slurm_may_be_away_for_minutes(
+        self, said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        submission, [run] = submitted(tmp_path / "outputs", 1)
+        waited: list[float] = []
+
+        def wait(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 2:
+                (said / "queue").write_text("101 NODE_FAIL None")
+                (said / "refusal").write_text("sbatch: error: Unable to contact slurm controller")
+            if len(waited) == 4:
+                (said / "refusal").unlink()
+
+        monkeypatch.setattr(close, "sleep", wait)
+        Close(submission.path)()
+        assert waited == [5, 10, 5, 10]
+        assert [job["job"] for job in submission.grid.jobs] == ["101", "102", "103", "104"]
+        assert run.status["state"] == "queued"
+
+    def test_a_slurm_that_stays_away_leaves_the_runs_as_they_are(
+        self,
+        said: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ):
+        submission, [run] = submitted(tmp_path / "outputs", 1)
+        monkeypatch.setattr(close, "sleep", lambda seconds: None)
+        with pytest.raises(SystemExit):
+            Close(submission.path)()
+        assert run.status["state"] == "queued"
+        assert "python -m lora_exp retry grid=mine state=lost" in caplog.text
 
 
 def test_settings_survive_the_submission(said: Path, tmp_path: Path):

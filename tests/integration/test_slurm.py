@@ -206,6 +206,20 @@ def with_another_controller(launched: Launched) -> Story:
     return Story(launched.finished(), [grid])
 
 
+def closed_without_a_controller(launched: Launched) -> Story:
+    """slurmctld is away when the closing job wants to know what became of a killed one."""
+    slowly = "hydra.launcher.setup=['sleep 4']"  # so that it is away by then
+    grid = launched.submit("lora.r=1", "seed=1", slowly, *ON_N1)
+    kill(processes_of(job_of(launched.caught()))[1])
+    wait_until(lambda: fact(grid.jobs[-1]["job"], "JobState") == "RUNNING")
+    stop("slurmctld")
+    try:
+        wait_until(lambda: "squeue does not answer" in printed(grid))
+    finally:
+        subprocess.run(["slurmctld"], check=True)
+    return Story(launched.finished(), [grid])
+
+
 def limited(launched: Launched) -> Story:
     """An account may have one job in the queue; then three, of which none starts; then one does.
     While the grid is submitted there is no accounting."""
@@ -384,6 +398,14 @@ def test_the_controller_may_be_started_again_meanwhile(
     story = with_another_controller(Launched(tmp_path / "outputs", tiny))
     assert len(story.jobs) == 2
     assert attempts(story.launched.runs) == [1] * 2
+    check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_the_closing_job_waits_for_the_controller(stories: Stories, tiny: Path, tmp_path: Path):
+    wait(stories.values())
+    story = closed_without_a_controller(Launched(tmp_path / "outputs", tiny))
+    assert [line["closing"] for line in story.grids[0].jobs] == [False, True, False, True]
+    assert attempts(story.launched.runs) == [2]
     check_like_undisturbed(stories, story.launched.runs)
 
 
