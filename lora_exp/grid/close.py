@@ -15,7 +15,7 @@ from lora_exp.grid import notify, slurm, stages
 from lora_exp.grid.plan import Point
 from lora_exp.grid.submission import Submission, end, progress
 from lora_exp.runs import cluster
-from lora_exp.runs.cluster import Job
+from lora_exp.runs.cluster import GONE, Job
 from lora_exp.runs.folder import RunFolder
 from lora_exp.runs.grid import ENDED, Grid
 from lora_exp.runs.lease import STALE_SECONDS, is_held
@@ -74,6 +74,12 @@ class Close:
                 end(run, "failed", reason=f"{reason} See {submission.path}.")
             raise SystemExit(1)
         log.info("%d runs are left; their jobs: %s.", len(again), told)
+        if any(job.state == GONE for job in jobs.values()):
+            log.warning(
+                "SLURM has forgotten how they ended, and has no accounting: even if somebody used "
+                "scancel, the runs are submitted again. For good they end with: %s",
+                console.verb(f"cancel grid={submission.grid.name}", submission.grid.outputs),
+            )
         code = Path(record["code"])
         _patiently(
             lambda: slurm.submit(submission.grid, again, settings, code=code, stalled=stalled),
@@ -136,8 +142,10 @@ def _abandoned(runs: Sequence[RunFolder]) -> list[RunFolder]:
 
 
 def _was_cancelled(run: RunFolder, jobs: Mapping[str, Job]) -> bool:
-    """Whether somebody has cancelled the job that trained a run; for one that none has trained,
-    whether all jobs were cancelled."""
+    """Whether somebody has cancelled the run, or the job that trained it; of one that none has
+    trained, all jobs."""
+    if run.cancel_requested:
+        return True
     own = jobs.get(str(run.status.get("job")))
     if own is not None:
         return own.state == "CANCELLED"

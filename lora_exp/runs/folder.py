@@ -266,6 +266,11 @@ class RunFolder:
         return self.path.parent.parent / "superseded"
 
     @property
+    def cancelled(self) -> bool:
+        """It was cancelled, or somebody has asked for that."""
+        return self.cancel_requested or self.status["state"] == "cancelled"
+
+    @property
     def cancel_requested(self) -> bool:
         """Somebody has asked for the run's end."""
         return self._cancel.exists()

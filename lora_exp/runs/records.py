@@ -114,6 +114,8 @@ class RunRecord:
             if now["state"] != state:
                 self.status = now
                 return now["state"], str(now.get("reason") or "")
+            if self.folder.cancel_requested:  # which nobody is left to heed
+                return "cancelled", found[1]
         return found
 
     def _doubt(self, state: str) -> tuple[str, str] | None:

@@ -89,6 +89,7 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
     if folder.result is not None and not config.rerun:
         return _done(folder)
     check_writable(Path(config.outputs))
+    before = folder.cancelled  # whoever gives the command wants it to go on
 
     from lora_exp.train import ranks
 
@@ -118,6 +119,9 @@ def execute(config: Config, overrides: list[str]) -> dict[str, Any]:
             stack.enter_context(folder.lock())
             if folder.result is not None and not config.rerun:
                 return _done(folder)  # by another process, meanwhile
+            if folder.cancelled and not before:
+                folder.set_status("cancelled", **folder.progress)
+                raise RunFailed(f"{folder.path}: it was cancelled.")
             if folder.result is not None:
                 kept = console.shown(folder.supersede())
                 log.info("The former result is kept in %s.", kept)

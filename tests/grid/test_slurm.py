@@ -362,6 +362,13 @@ class TestClosing:
         run.texts_file.write_text("{}")
         assert progress([run]) > before
 
+    def test_what_was_to_be_cancelled_when_its_process_died_is(self, said: Path, tmp_path: Path):
+        submission, runs = submitted(tmp_path / "outputs", 2)
+        runs[0].set_status("running", step=5, job="101_0")
+        runs[0].request_cancel()
+        assert len(self.close(said, submission, "101_[0-1] FAILED None")) == 2
+        assert [run.status["state"] for run in runs] == ["cancelled", "queued"]
+
     def test_slurm_may_be_away_for_minutes(
         self, said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
@@ -395,6 +402,13 @@ class TestClosing:
             Close(submission.path)()
         assert run.status["state"] == "queued"
         assert "python -m lora_exp retry grid=mine state=lost" in caplog.text
+
+    def test_that_nobody_knows_of_a_cancellation_is_told(
+        self, said: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        submission, _ = submitted(tmp_path / "outputs", 1)
+        assert len(self.close(said, submission, "")) == 2
+        assert "python -m lora_exp cancel grid=mine" in caplog.text
 
 
 def test_settings_survive_the_submission(said: Path, tmp_path: Path):

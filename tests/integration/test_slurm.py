@@ -168,6 +168,16 @@ def cancelled(launched: Launched) -> Story:
     return Story(launched.finished(), grids, facts)
 
 
+def cancelled_at_first(launched: Launched) -> Story:
+    """`cancel` while the processes of a run are started, and do not hold it yet."""
+    others = "+hydra.launcher.additional.exclude=n2"
+    long = ("train.max_steps=2000", "lora.r=1", "seed=1")  # if the processes are quicker
+    grid = launched.submit("train.nodes=2", *long, others, "hydra.launcher.gpus=0")
+    wait_until(lambda: printed(grid))
+    launched.told("cancel", "seed=1")
+    return Story(launched.finished(), [grid])
+
+
 def killed(launched: Launched) -> Story:
     """SIGKILL for all processes of a job."""
     grid = launched.submit("lora.r=1", "seed=1,2", "hydra.launcher.packs_per_job=2", *ON_N1)
@@ -262,6 +272,7 @@ SCENARIOS = (
     warned_often,
     preempted,
     cancelled,
+    cancelled_at_first,
     killed,
     undisturbed,
     edited,
@@ -354,6 +365,10 @@ def test_what_scancel_ends_is_cancelled_until_the_command_is_given_again(stories
     story = stories[cancelled].result()
     assert story.facts == {"at first": ["cancelled"] * 4, "jobs": 2}
     check_like_undisturbed(stories, story.launched.runs)
+
+
+def test_a_run_that_is_cancelled_while_it_starts_is_not_trained(stories: Stories):
+    assert stories[cancelled_at_first].result().launched.states == ["cancelled"]
 
 
 def test_what_a_killed_job_leaves_is_submitted_again(stories: Stories):

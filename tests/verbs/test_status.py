@@ -110,6 +110,15 @@ def test_a_run_whose_process_is_gone_is_lost(store: Store, capsys: Capture) -> N
     assert run.name in store.say(capsys, "status", "state=lost")[1]
 
 
+def test_a_run_whose_process_is_gone_before_it_heeds_a_cancel_is_cancelled(
+    store: Store, capsys: Capture
+) -> None:
+    run = store.run("running", {"pid": 4711, "host": "there"})
+    run.request_cancel()
+    assert "cancelled" in line_of(store.say(capsys, "status")[1], run.name)
+    assert "nothing to retry" in store.say(capsys, "retry", "state=lost")[1]
+
+
 @pytest.mark.parametrize(
     ("state", "squeue", "sacct", "told", "reason"),
     [
