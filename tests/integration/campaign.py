@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the tests' own models and helpers
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
-def workplace(**changes: int) -> Iterator[tuple[Path, Path]]:
+def workplace(**changes: Any) -> Iterator[tuple[Path, Path]]:
     """A folder for outputs, not made yet, and that of a tiny model; both are gone afterwards.
 
     Args:
