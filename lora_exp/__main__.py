@@ -1,5 +1,7 @@
 """The one door: `python -m lora_exp ...`, and `lora-exp`."""
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -15,6 +17,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):  # PYTHONIOENCODING may name one without ellipsis
         sys.stdout.reconfigure(errors="replace")
+    atexit.register(gc.freeze)  # else the end looks for cycles among torch's objects: a second
     cli.main()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from rich.console import Console
 from rich.progress import (
@@ -108,6 +109,19 @@ class _LogFile(logging.FileHandler):
     def close(self) -> None:
         with suppress(OSError):
             super().close()
+
+
+_of_runs: WeakValueDictionary[str, logging.Logger] = WeakValueDictionary()
+
+
+def log_of(signature: str) -> logging.Logger:
+    """The part of the log that is about a run, gone with it: `logging.getLogger` would keep one for
+    each run that a worker ever had."""
+    found = _of_runs.get(signature)
+    if found is None:
+        found = _of_runs[signature] = logging.Logger(signature)
+        found.parent = log
+    return found
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -48,6 +50,7 @@ def main(connection: Connection, device: Device, quiet: bool) -> None:
     # when to save. From `work` on, Ctrl-C is the same request.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    atexit.register(gc.freeze)  # as in __main__.py
     os.environ.update(device.environment)
     console.set_up(alone=False)
     console.console.quiet = quiet

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_exp import console
 from lora_exp.methods import method, parameter_counts, trained
 from lora_exp.runs import files, predictions
 from lora_exp.runs.config import Config
@@ -97,8 +98,7 @@ class Run:
         self.model = backbone.model.train()
         self.device = self.model.device
         self.own = method(config.method).own(backbone, config) if shares else None
-        logger = logging.getLogger(f"lora_exp.{folder.signature}")
-        self.log = logging.LoggerAdapter(logger, {"run": name})
+        self.log = logging.LoggerAdapter(console.log_of(folder.signature), {"run": name})
         self.state = "running"
         self.reason: str | None = None
         self.cancelled = False  # somebody asked for its end

@@ -118,7 +118,7 @@ class _Shift:
             folder, stack = RunFolder(path), ExitStack()
             # The beginning of its name by which `logs` and the like find it.
             name = folder.name[: len(folder.name) - len(folder.signature) + 4]
-            logger = logging.getLogger(f"lora_exp.{folder.signature}")
+            logger = console.log_of(folder.signature)
             try:
                 stack.enter_context(folder.lock())
                 if (ended := _ended(folder)) is not None:
