@@ -283,26 +283,25 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(
 
 
 def test_a_run_that_is_cancelled_while_its_model_is_loaded_is_not_trained(
-    tiny: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def somebody_cancels() -> None:
-        from lora_exp.train.workplace import Workplace
-
-        original = Workplace.prepare
-
-        def prepare(*arguments: Any) -> Any:
-            RunFolder(forked.folder_of(tmp_path)).set_status("cancelled")
-            return original(*arguments)
-
-        Workplace.prepare = prepare  # type: ignore[method-assign]
+    from lora_exp.train.workplace import Workplace
 
     killed = forked.run(
         *short(tiny, tmp_path), before=lambda: forked.kill_on_call(*optimiser_update(), 3)
     )
     assert killed.status == -9
-    ended = forked.run(*short(tiny, tmp_path), before=somebody_cancels)
+    run, prepare = RunFolder(forked.folder_of(tmp_path)), Workplace.prepare
+
+    def somebody_cancels(*arguments: Any) -> Any:
+        run.set_status("cancelled")
+        return prepare(*arguments)
+
+    with monkeypatch.context() as patched:  # as the child finds it
+        patched.setattr(Workplace, "prepare", somebody_cancels)
+        ended = forked.run(*short(tiny, tmp_path))
     assert (ended.status, "it was cancelled" in ended.output) == (1, True)
-    assert RunFolder(forked.folder_of(tmp_path)).status["state"] == "cancelled"
+    assert run.status["state"] == "cancelled"
     assert forked.run(*short(tiny, tmp_path)).status == 0, "who gives it again wants it to go on"
 
 
